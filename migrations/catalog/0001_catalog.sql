@@ -1,0 +1,294 @@
+-- The catalog: shards, keyspaces, tables, the shard map, operations and their history.
+-- What must not be is refused here, by constraints, and not only by the program.
+
+CREATE SCHEMA shardwright;
+COMMENT ON SCHEMA shardwright IS 'shardwright catalog';
+
+CREATE TABLE shardwright.migrations (
+    number      int PRIMARY KEY,
+    name        text NOT NULL,
+    applied_at  timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+CREATE TABLE shardwright.cluster (
+    singleton   boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    id          uuid NOT NULL DEFAULT gen_random_uuid(),
+    created_at  timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+INSERT INTO shardwright.cluster DEFAULT VALUES;
+
+CREATE TABLE shardwright.shards (
+    name                  text PRIMARY KEY CHECK (name ~ '^[a-z][a-z0-9_-]{0,30}$'),
+    conninfo              text NOT NULL CHECK (conninfo !~* 'password\s*='),
+    -- how another shard's apply worker reaches this one; the same as conninfo where NULL
+    replication_conninfo  text CHECK (replication_conninfo !~* 'password\s*='),
+    region                text NOT NULL DEFAULT '',
+    weight                int NOT NULL DEFAULT 1 CHECK (weight >= 0),
+    system_identifier     text NOT NULL,
+    database_oid          oid NOT NULL,
+    server_version        int NOT NULL,
+    added_at              timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- one database under two names would be its own copy's source
+    UNIQUE (system_identifier, database_oid)
+);
+
+CREATE TABLE shardwright.keyspaces (
+    id        int PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    name      text NOT NULL UNIQUE CHECK (name ~ '^[a-z][a-z0-9_]{0,30}$'),
+    strategy  text NOT NULL CHECK (strategy IN ('hash', 'range')),
+    key_type  text NOT NULL CHECK (key_type IN ('int2', 'int4', 'int8', 'text', 'varchar', 'uuid', 'bytea')),
+    buckets   int CHECK (buckets BETWEEN 2 AND 65536 AND buckets & (buckets - 1) = 0),
+    CHECK ((strategy = 'hash') = (buckets IS NOT NULL)),
+    CHECK (strategy = 'hash' OR key_type IN ('int2', 'int4', 'int8'))
+);
+
+CREATE TABLE shardwright.tables (
+    id           int PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    schema_name  text NOT NULL,
+    table_name   text NOT NULL,
+    kind         text NOT NULL CHECK (kind IN ('sharded', 'reference', 'global')),
+    keyspace     int REFERENCES shardwright.keyspaces,
+    key_column   text,
+    -- where a reference table is written, or where a global table lives
+    home_shard   text REFERENCES shardwright.shards,
+    -- DDL that makes the table elsewhere, and its fingerprint
+    layout       jsonb NOT NULL,
+    UNIQUE (schema_name, table_name),
+    CHECK ((kind = 'sharded') = (keyspace IS NOT NULL AND key_column IS NOT NULL)),
+    CHECK ((kind = 'sharded') = (home_shard IS NULL))
+);
+
+-- ------------------------------------------------------------------ the shard map
+
+CREATE TABLE shardwright.map_versions (
+    version      bigint PRIMARY KEY CHECK (version >= 1),
+    fingerprint  text NOT NULL,
+    map          jsonb NOT NULL,
+    reason       text NOT NULL,
+    operation    int,
+    created_at   timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+CREATE TABLE shardwright.ranges (
+    id           int PRIMARY KEY GENERATED ALWAYS AS IDENTITY (MINVALUE 1),
+    keyspace     int NOT NULL REFERENCES shardwright.keyspaces,
+    points       int8range NOT NULL CHECK (NOT isempty(points)),
+    shard        text NOT NULL REFERENCES shardwright.shards,
+    CONSTRAINT ranges_do_not_overlap
+        EXCLUDE USING gist (int4range(keyspace, keyspace, '[]') WITH &&, points WITH &&)
+);
+
+-- All points that a keyspace has.
+CREATE FUNCTION shardwright.all_points(keyspace_id int) RETURNS int8multirange
+LANGUAGE sql STABLE AS $$
+    SELECT CASE strategy WHEN 'hash' THEN int8multirange(int8range(0, buckets))
+                         ELSE int8multirange(int8range(NULL, NULL)) END
+      FROM shardwright.keyspaces WHERE id = keyspace_id
+$$;
+
+CREATE FUNCTION shardwright.refuse_gaps() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    ks     int := coalesce(NEW.keyspace, OLD.keyspace);
+    whole  int8multirange := shardwright.all_points(ks);
+    found  int8multirange;
+BEGIN
+    SELECT coalesce(range_agg(points), '{}') INTO found FROM shardwright.ranges WHERE keyspace = ks;
+    IF whole IS NOT NULL AND found <> whole THEN
+        RAISE EXCEPTION 'the ranges of keyspace % do not cover it: % of %', ks, found, whole
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'ranges_leave_no_gap';
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE CONSTRAINT TRIGGER ranges_leave_no_gap
+    AFTER INSERT OR UPDATE OR DELETE ON shardwright.ranges
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION shardwright.refuse_gaps();
+
+-- ------------------------------------------------------------------ operations
+
+-- The legal steps; phases.py is the other source, and a test makes the two agree.
+CREATE TABLE shardwright.transitions (
+    from_phase  text NOT NULL,
+    event       text NOT NULL,
+    to_phase    text NOT NULL,
+    PRIMARY KEY (from_phase, event),
+    UNIQUE (from_phase, event, to_phase)
+);
+INSERT INTO shardwright.transitions (from_phase, event, to_phase) VALUES
+    ('planned',     'prepare',     'prepared'),
+    ('prepared',    'copy',        'copying'),
+    ('copying',     'catch_up',    'catching_up'),
+    ('catching_up', 'copy',        'copying'),
+    ('catching_up', 'verify',      'verified'),
+    ('verified',    'verify',      'verified'),
+    ('verified',    'copy',        'copying'),
+    ('verified',    'switch',      'switching'),
+    ('switching',   'switch',      'switched'),
+    ('switching',   'roll_back',   'reverting'),
+    ('switched',    'roll_back',   'reverting'),
+    ('reverting',   'roll_back',   'reverted'),
+    ('reverted',    'verify',      'verified'),
+    ('switched',    'finish',      'cleaning'),
+    ('cleaning',    'finish',      'done'),
+    ('planned',     'abort',       'aborting'),
+    ('prepared',    'abort',       'aborting'),
+    ('copying',     'abort',       'aborting'),
+    ('catching_up', 'abort',       'aborting'),
+    ('verified',    'abort',       'aborting'),
+    ('reverted',    'abort',       'aborting'),
+    ('aborting',    'abort',       'aborted');
+
+CREATE TABLE shardwright.operations (
+    id            int PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    -- what was asked for: {"add": "s3"}, {"drain": "s1"}, {"weights": {..}}, {"move": ..}
+    request       jsonb NOT NULL,
+    settings      jsonb NOT NULL DEFAULT '{}',
+    phase         text NOT NULL DEFAULT 'planned',
+    -- the phase that its operator wants to see reached
+    goal          text NOT NULL DEFAULT 'verified'
+                  CHECK (goal IN ('verified', 'switched', 'reverted', 'done', 'aborted')),
+    -- fencing token: raised by whoever takes the operation over, checked in each change on a shard
+    op_epoch      int NOT NULL DEFAULT 0,
+    lease_holder  text,
+    lease_until   timestamptz,
+    -- the last failure: {"code", "message", "fix", "at"}; NULL while all is well
+    error         jsonb,
+    resumed       int NOT NULL DEFAULT 0,
+    started_by    text NOT NULL DEFAULT session_user,
+    created_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    finished_at   timestamptz
+);
+
+CREATE TABLE shardwright.phase_events (
+    id          bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    operation   int NOT NULL REFERENCES shardwright.operations,
+    from_phase  text NOT NULL,
+    event       text NOT NULL,
+    to_phase    text NOT NULL,
+    op_epoch    int NOT NULL,
+    at          timestamptz NOT NULL DEFAULT clock_timestamp(),
+    detail      jsonb NOT NULL DEFAULT '{}',
+    CONSTRAINT phase_event_is_legal
+        FOREIGN KEY (from_phase, event, to_phase) REFERENCES shardwright.transitions (from_phase, event, to_phase)
+);
+
+CREATE FUNCTION shardwright.refuse_illegal_phase() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.phase <> OLD.phase AND NOT EXISTS (
+        SELECT FROM shardwright.transitions WHERE from_phase = OLD.phase AND to_phase = NEW.phase) THEN
+        RAISE EXCEPTION 'operation % cannot go from % to %', OLD.id, OLD.phase, NEW.phase
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'phase_step_is_legal';
+    END IF;
+    IF NEW.op_epoch < OLD.op_epoch THEN
+        RAISE EXCEPTION 'op_epoch of operation % cannot go down', OLD.id
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'op_epoch_grows';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER phase_step_is_legal BEFORE UPDATE ON shardwright.operations
+    FOR EACH ROW EXECUTE FUNCTION shardwright.refuse_illegal_phase();
+
+-- The points that live operations work on; rows go when an operation ends.
+CREATE TABLE shardwright.claims (
+    operation  int NOT NULL REFERENCES shardwright.operations,
+    keyspace   int NOT NULL REFERENCES shardwright.keyspaces,
+    points     int8range NOT NULL CHECK (NOT isempty(points)),
+    CONSTRAINT one_live_operation_a_range
+        EXCLUDE USING gist (int4range(keyspace, keyspace, '[]') WITH &&, points WITH &&)
+);
+
+-- Compare-and-set: the only way in which a phase changes. NULL when the token or the phase is not the caller's any more.
+CREATE FUNCTION shardwright.advance(op int, expected_phase text, by_event text, token int, why jsonb)
+RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    next_phase text;
+BEGIN
+    SELECT to_phase INTO next_phase FROM shardwright.transitions
+     WHERE from_phase = expected_phase AND event = by_event;
+    IF next_phase IS NULL THEN
+        RAISE EXCEPTION 'event % has no meaning in phase %', by_event, expected_phase
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'phase_event_is_legal';
+    END IF;
+    UPDATE shardwright.operations
+       SET phase = next_phase, error = NULL,
+           finished_at = CASE WHEN next_phase IN ('done', 'aborted') THEN clock_timestamp() END
+     WHERE id = op AND phase = expected_phase AND op_epoch = token;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    INSERT INTO shardwright.phase_events (operation, from_phase, event, to_phase, op_epoch, detail)
+    VALUES (op, expected_phase, by_event, next_phase, token, coalesce(why, '{}'));
+    IF next_phase IN ('done', 'aborted') THEN
+        DELETE FROM shardwright.claims WHERE operation = op;
+    END IF;
+    PERFORM pg_notify('shardwright_operation', op::text);
+    RETURN next_phase;
+END $$;
+
+CREATE TABLE shardwright.moves (
+    id           int PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    operation    int NOT NULL REFERENCES shardwright.operations,
+    keyspace     int NOT NULL REFERENCES shardwright.keyspaces,
+    source       text NOT NULL REFERENCES shardwright.shards,
+    target       text NOT NULL REFERENCES shardwright.shards,
+    points       int8multirange NOT NULL CHECK (NOT isempty(points)),
+    -- progress, written about once a second by the worker
+    rows_total   bigint NOT NULL DEFAULT 0,
+    bytes_total  bigint NOT NULL DEFAULT 0,
+    rows_done    bigint NOT NULL DEFAULT 0,
+    bytes_done   bigint NOT NULL DEFAULT 0,
+    copy_seconds double precision NOT NULL DEFAULT 0,
+    lag_bytes    bigint,
+    progress_at  timestamptz,
+    CHECK (source <> target)
+);
+
+CREATE TABLE shardwright.batches (
+    move     int NOT NULL REFERENCES shardwright.moves,
+    number   int NOT NULL,
+    points   int8multirange NOT NULL CHECK (NOT isempty(points)),
+    -- who serves these points by the map: the move's source or its target
+    served_by text NOT NULL DEFAULT 'source' CHECK (served_by IN ('source', 'target')),
+    PRIMARY KEY (move, number)
+);
+
+-- One row for each time a batch was handed over, forward or back.
+CREATE TABLE shardwright.handovers (
+    id           bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    move         int NOT NULL,
+    batch        int NOT NULL,
+    direction    text NOT NULL CHECK (direction IN ('forward', 'back')),
+    attempts     int NOT NULL,
+    -- the commit of the map, or NULL when it was not reached
+    map_version  bigint REFERENCES shardwright.map_versions,
+    -- milliseconds from the request of the locks to the opening of the other side
+    pause_ms     double precision,
+    at           timestamptz NOT NULL DEFAULT clock_timestamp(),
+    FOREIGN KEY (move, batch) REFERENCES shardwright.batches
+);
+
+CREATE TABLE shardwright.certificates (
+    id         bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    move       int NOT NULL REFERENCES shardwright.moves,
+    -- forward: the target was compared with the serving source; back: the other way round
+    direction  text NOT NULL CHECK (direction IN ('forward', 'back')),
+    points     int8multirange NOT NULL,
+    rows       bigint NOT NULL,
+    checksum   numeric NOT NULL,
+    chunks     int NOT NULL,
+    differing  int NOT NULL,
+    detail     jsonb NOT NULL DEFAULT '{}',
+    at         timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- ------------------------------------------------------------------ routers
+
+CREATE TABLE shardwright.routers (
+    id           uuid PRIMARY KEY,
+    application  text NOT NULL,
+    host         text NOT NULL,
+    pid          int NOT NULL,
+    map_version  bigint NOT NULL,
+    started_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    seen_at      timestamptz NOT NULL DEFAULT clock_timestamp()
+);

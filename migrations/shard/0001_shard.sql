@@ -1,0 +1,110 @@
+-- What lives on each shard: the ranges that it serves, the fencing tokens, the markers of its streams,
+-- and enter(), which every transaction of the library calls with its BEGIN.
+
+CREATE SCHEMA shardwright;
+COMMENT ON SCHEMA shardwright IS 'shardwright shard';
+GRANT USAGE ON SCHEMA shardwright TO PUBLIC;
+
+CREATE TABLE shardwright.migrations (
+    number      int PRIMARY KEY,
+    name        text NOT NULL,
+    applied_at  timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- Who this shard is, told by the catalog.
+CREATE TABLE shardwright.identity (
+    singleton    boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    cluster      uuid NOT NULL,
+    shard        text NOT NULL
+);
+
+CREATE TABLE shardwright.ranges (
+    id           int PRIMARY KEY,
+    keyspace     text NOT NULL,
+    points       int8range NOT NULL CHECK (NOT isempty(points)),
+    -- open: served here; fenced: about to be handed over; importing: being copied to here; moved: served elsewhere,
+    -- the rows are still here
+    state        text NOT NULL CHECK (state IN ('open', 'fenced', 'importing', 'moved')),
+    map_version  bigint NOT NULL
+);
+
+-- The highest op_epoch seen of each operation: a worker that was superseded cannot act here any more.
+CREATE TABLE shardwright.control (
+    operation  int PRIMARY KEY,
+    op_epoch   int NOT NULL
+);
+
+-- One row a stream; its value arriving at the other side proves that everything before it has arrived.
+CREATE TABLE shardwright.marker (
+    stream  text PRIMARY KEY,
+    value   bigint NOT NULL,
+    at      timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- Tables with guards here. owned is the multirange that the guard's body holds (for people; the body is what counts).
+CREATE TABLE shardwright.guards (
+    table_id     int PRIMARY KEY,
+    schema_name  text NOT NULL,
+    table_name   text NOT NULL,
+    kind         text NOT NULL CHECK (kind IN ('sharded', 'reference')),
+    keyspace     text,
+    key_column   text,
+    owned        int8multirange
+);
+
+-- Class of the two-key advisory locks: 1397249860 = 'SHWD'. Key 0 stands for the whole shard, others for a range.
+CREATE FUNCTION shardwright.enter(range_id int) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    found text;
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(1397249860, range_id);
+    -- A statement of its own: under READ COMMITTED its snapshot is younger than the wait for the lock. Under the other
+    -- levels the snapshot may be older, and FOR SHARE turns that into a serialization failure.
+    IF current_setting('transaction_isolation') = 'read committed' THEN
+        SELECT state INTO found FROM shardwright.ranges WHERE id = range_id;
+    ELSE
+        SELECT state INTO found FROM shardwright.ranges WHERE id = range_id FOR SHARE;
+    END IF;
+    IF pg_is_in_recovery() THEN
+        RAISE EXCEPTION 'this server is a standby' USING ERRCODE = '25006';
+    ELSIF found = 'open' THEN
+        RETURN;
+    ELSIF found = 'fenced' THEN
+        RAISE EXCEPTION 'range % is about to be handed over', range_id USING ERRCODE = 'SH002';
+    ELSIF found = 'importing' THEN
+        RAISE EXCEPTION 'range % is not open here yet', range_id USING ERRCODE = 'SH003';
+    END IF;
+    RAISE EXCEPTION 'range % is not served here', range_id USING ERRCODE = 'SH001';
+END $$;
+
+-- For a scatter read: keeps every switch off this shard until the transaction ends, and says what is served here.
+-- strangers: whether rows of other owners may be here, so that the read must be narrowed to the owned points.
+CREATE FUNCTION shardwright.enter_all(OUT keyspace text, OUT owned int8multirange, OUT strangers boolean)
+RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(1397249860, 0);
+    IF pg_is_in_recovery() THEN
+        RAISE EXCEPTION 'this server is a standby' USING ERRCODE = '25006';
+    END IF;
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        PERFORM FROM shardwright.ranges FOR SHARE;
+    END IF;
+    RETURN QUERY
+        SELECT r.keyspace, coalesce(range_agg(r.points) FILTER (WHERE r.state = 'open'), '{}'),
+               bool_or(r.state <> 'open')
+          FROM shardwright.ranges r GROUP BY r.keyspace;
+END $$;
+
+-- Called first in every transaction by which an operation changes something here.
+CREATE FUNCTION shardwright.hold(op int, token int) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO shardwright.control AS c (operation, op_epoch) VALUES (op, token)
+    ON CONFLICT (operation) DO UPDATE SET op_epoch = excluded.op_epoch WHERE c.op_epoch <= excluded.op_epoch;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'operation % was taken over by another worker', op USING ERRCODE = 'SH009';
+    END IF;
+END $$;
+REVOKE ALL ON FUNCTION shardwright.hold(int, int) FROM PUBLIC;

@@ -1,0 +1,1 @@
+"""PostgreSQL sharding and online resharding as a library: no proxy, no server extension."""

@@ -1,0 +1,1 @@
+"""WHAT is stored: migrations, shards, keyspaces, tables, the shard map, operations."""

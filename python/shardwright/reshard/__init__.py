@@ -1,0 +1,1 @@
+"""HOW data moves: phases and plan (pure), preflight, streams, steps, runner."""

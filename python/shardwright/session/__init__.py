@@ -1,0 +1,1 @@
+"""HOW an application queries: factory, pinned and routed sessions, scatter, retries."""

@@ -1,0 +1,1 @@
+"""Histories, their checker, and workloads that record them."""
