@@ -1,0 +1,9 @@
+"""Local PostgreSQL servers for development, demo and tests: real ones, started and stopped by this process."""
+
+from __future__ import annotations
+
+from shardwright.servers.binaries import find_binaries, server_version
+from shardwright.servers.endpoint import Endpoint
+from shardwright.servers.server import Server, start_all, stop_all
+
+__all__ = ["Endpoint", "Server", "find_binaries", "server_version", "start_all", "stop_all"]

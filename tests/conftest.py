@@ -1,0 +1,5 @@
+"""What every test can use; the fixtures themselves are in the named modules ``fix_*.py`` beside this file."""
+
+from __future__ import annotations
+
+pytest_plugins = ["fix_servers", "fix_seed"]
