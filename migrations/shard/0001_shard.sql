@@ -28,7 +28,7 @@ CREATE TABLE shardwright.ranges (
     map_version  bigint NOT NULL
 );
 
--- The highest op_epoch seen of each operation: a worker that was superseded cannot act here any more.
+-- The live operations that work here, each with the highest op_epoch seen: a superseded worker cannot act any more.
 CREATE TABLE shardwright.control (
     operation  int PRIMARY KEY,
     op_epoch   int NOT NULL
@@ -97,14 +97,27 @@ BEGIN
           FROM shardwright.ranges r GROUP BY r.keyspace;
 END $$;
 
--- Called first in every transaction by which an operation changes something here.
-CREATE FUNCTION shardwright.hold(op int, token int) RETURNS void
+-- A worker that takes an operation over announces its token first. Lower ones are refused from then on; the row goes
+-- when the operation ends, and hold() fails without it.
+CREATE FUNCTION shardwright.claim(op int, token int) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     INSERT INTO shardwright.control AS c (operation, op_epoch) VALUES (op, token)
     ON CONFLICT (operation) DO UPDATE SET op_epoch = excluded.op_epoch WHERE c.op_epoch <= excluded.op_epoch;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'operation % was taken over by another worker', op USING ERRCODE = 'SH009';
+    END IF;
+END $$;
+REVOKE ALL ON FUNCTION shardwright.claim(int, int) FROM PUBLIC;
+
+-- Called first in every transaction by which an operation changes something here. FOR SHARE: a take-over waits for the
+-- changes that are under way, and several workers of one operation do not wait for each other.
+CREATE FUNCTION shardwright.hold(op int, token int) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM FROM shardwright.control WHERE operation = op AND op_epoch = token FOR SHARE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'operation % was taken over by another worker, or has ended', op USING ERRCODE = 'SH009';
     END IF;
 END $$;
 REVOKE ALL ON FUNCTION shardwright.hold(int, int) FROM PUBLIC;

@@ -1,0 +1,81 @@
+"""Named points at which an operation can be made to crash, pause or fail, for tests. All are listed here.
+
+``SHARDWRIGHT_FAILPOINT=<name>:<crash|pause|error>`` arms one. ``crash`` is a SIGKILL of this process: no handler, no
+clean-up runs. ``pause`` stops the process with SIGSTOP, so that a test can wake a zombie. ``error`` raises.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Final
+
+from shardwright import errors
+
+#: Every failpoint, in the order in which an operation passes them.
+FAILPOINTS: Final = (
+    "prepare.ranges_known",
+    "prepare.ranges_cut",
+    "prepare.target_importing",
+    "prepare.publication_made",
+    "copy.slot_made",
+    "copy.half_copied",
+    "copy.copied",
+    "copy.keys_built",
+    "catch_up.subscribed",
+    "catch_up.caught_up",
+    "verify.snapshots_taken",
+    "verify.compared",
+    "switch.reverse_publication",
+    "switch.reverse_slot",
+    "switch.reverse_subscribed",
+    "hand_over.fenced",
+    "hand_over.drained",
+    "hand_over.widened",
+    "hand_over.committed",
+    "hand_over.opened",
+    "roll_back.started",
+    "clean_up.streams_dropped",
+    "clean_up.half_deleted",
+    "clean_up.deleted",
+    "abort.streams_dropped",
+    "abort.deleted",
+)
+
+ACTIONS: Final = ("crash", "pause", "error")
+
+
+def reach(name: str) -> None:
+    """Do what `SHARDWRIGHT_FAILPOINT` asks for at this point; nothing when it names another one.
+
+    Raises:
+        FailpointReached: its action is ``error``.
+    """
+    if name not in FAILPOINTS:
+        raise errors.InvariantFailed(f"failpoint {name} is not listed")
+    wanted, _, action = os.environ.get("SHARDWRIGHT_FAILPOINT", "").partition(":")
+    if wanted != name:
+        return
+    if action == "crash":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif action == "pause":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif action == "error":
+        raise errors.FailpointReached(f"failpoint {name}", fix="unset SHARDWRIGHT_FAILPOINT and resume")
+
+
+def check_setting() -> None:
+    """Refuse a `SHARDWRIGHT_FAILPOINT` that names nothing: a test that arms a misspelt point would pass for nothing.
+
+    Raises:
+        BadOption: the name or the action is unknown.
+    """
+    setting = os.environ.get("SHARDWRIGHT_FAILPOINT")
+    if not setting:
+        return
+    name, _, action = setting.partition(":")
+    if name not in FAILPOINTS or action not in ACTIONS:
+        raise errors.BadOption(
+            f"SHARDWRIGHT_FAILPOINT={setting} names no failpoint",
+            fix=f"one of {', '.join(FAILPOINTS)}, then :{'|'.join(ACTIONS)}",
+        )
