@@ -73,8 +73,11 @@ class Operation:
     outcome: Outcome
     invoked: int
     returned: int
+    #: Of the error that ended the transaction, or the error's class where it has none.
     sqlstate: str | None = None
     shard: str | None = None
+    #: True when the client did not try again: for its application the transaction has failed.
+    gave_up: bool = False
 
     @property
     def writes(self) -> bool:
@@ -126,6 +129,7 @@ class Recorder:
         started: Sequence[int] = (),
         sqlstate: str | None = None,
         shard: str | None = None,
+        gave_up: bool = False,
     ) -> None:
         """Note how a transaction ended.
 
@@ -136,14 +140,15 @@ class Recorder:
             started: when each operation's statement was sent (``time.monotonic_ns()``). A later start makes the check
                 of real-time order sharper. Give it under READ COMMITTED only: the other levels answer from the
                 snapshot of the transaction's first statement. The transaction's own start where it is missing.
-            sqlstate: of the error that ended it.
+            sqlstate: of the error that ended it, or the error's class.
             shard: where it ran, when it is known.
+            gave_up: True when the client does not try again.
         """
         returned = time.monotonic_ns()
         invoked, intents = self._pending.pop(number)
         values = [[s.length, s.last, s.digest] if isinstance(s, Seen) else s for s in seen]
         plain = [[i.kind, i.key, i.value] for i in intents]
-        self._write([number, invoked, plain, returned, outcome, values, list(started), sqlstate, shard])
+        self._write([number, invoked, plain, returned, outcome, values, list(started), sqlstate, shard, gave_up])
 
     def close(self) -> None:
         """Close the file. Transactions that have begun and not ended stay unknown (``info``)."""
@@ -192,7 +197,7 @@ def _read_one(path: Path) -> Iterator[Operation]:
         begun.pop(entry[0], None)
         yield from _operations(process, *entry)
     for number, invoked, intents in begun.values():
-        yield from _operations(process, number, invoked, intents, NEVER, "info", [], [], None, None)
+        yield from _operations(process, number, invoked, intents, NEVER, "info", [], [], None, None, False)
 
 
 def _operations(
@@ -206,10 +211,11 @@ def _operations(
     started: list[int],
     sqlstate: str | None,
     shard: str | None,
+    gave_up: bool,
 ) -> Iterator[Operation]:
     for index, (kind, key, value) in enumerate(intents):
         answer = seen[index] if index < len(seen) else None
         if isinstance(answer, list):
             answer = Seen(*answer)
         start = started[index] if index < len(started) else invoked
-        yield Operation(process, number, kind, key, value, answer, outcome, start, returned, sqlstate, shard)
+        yield Operation(process, number, kind, key, value, answer, outcome, start, returned, sqlstate, shard, gave_up)
