@@ -82,7 +82,7 @@ def server(postgres: Postgres) -> Iterator[Endpoint]:
         yield from _container()
         return
     directory = _directory()
-    running = Server(directory / "shared", bin_dir=postgres.bin_dir, fsync=False, remove_with_owner=True)
+    running = Server(directory / "shared", bin_dir=postgres.bin_dir, fsync=False, remove_with_owner=directory)
     try:
         running.start()
         yield running
@@ -141,7 +141,7 @@ def server_factory(postgres: Postgres) -> Iterator[Callable[..., Server]]:
 
     def make(**options: Any) -> Server:
         start = options.pop("start", True)
-        options = {"bin_dir": postgres.bin_dir, "fsync": False, "remove_with_owner": True, **options}
+        options = {"bin_dir": postgres.bin_dir, "fsync": False, "remove_with_owner": directory, **options}
         made.append(Server(directory / f"server{len(made) + 1}", **options))
         if start:
             made[-1].start()

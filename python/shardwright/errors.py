@@ -340,6 +340,13 @@ class StreamStalled(ConflictError):
     kind = "stream-stalled"
 
 
+class LocalClusterBusy(ConflictError):
+    """Another process is bringing up or taking down the local cluster in that directory. Wait for it."""
+
+    code = "SW308"
+    kind = "local-cluster-busy"
+
+
 # ---------------------------------------------------------------- exit 5 and 6
 
 

@@ -128,7 +128,7 @@ def test_servers_end_with_their_owner_by_kill_9_too(postgres: Postgres, workdir:
         "from pathlib import Path\n"
         "from shardwright.servers import Server\n"
         f"s = Server({str(workdir / 's')!r}, bin_dir=Path({str(postgres.bin_dir)!r}), fsync=False,"
-        " remove_with_owner=True)\n"
+        f" remove_with_owner=Path({str(workdir / 's')!r}))\n"
         "s.start()\n"
         "child = os.fork()\n"
         "if child == 0:\n"

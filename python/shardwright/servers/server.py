@@ -48,6 +48,8 @@ class Server(Endpoint):
     Attributes:
         directory: holds ``data`` and ``server.log``.
         bin_dir: where its programs are.
+        fsync: whether it survives a crash of the machine.
+        given_settings: configuration on top of `SETTINGS`.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class Server(Endpoint):
         settings: Mapping[str, str] | None = None,
         fsync: bool = True,
         password: str | None = None,
-        remove_with_owner: bool = False,
+        remove_with_owner: Path | None = None,
     ) -> None:
         """Name a server; nothing is made or started yet.
 
@@ -70,14 +72,15 @@ class Server(Endpoint):
             settings: configuration on top of `SETTINGS`.
             fsync: False makes it quicker and loses data in a crash of the machine.
             password: when given, clients must present it; otherwise everybody on this machine is trusted.
-            remove_with_owner: remove the directory when this process dies without stopping the server.
+            remove_with_owner: a directory to remove when this process dies without stopping the server.
         """
         self.directory = Path(directory).absolute()
         self.bin_dir = bin_dir or binaries.find_binaries()
         super().__init__("127.0.0.1", port or 0, "postgres", password)
-        self._settings = {**SETTINGS, **({} if fsync else _NO_DURABILITY), **(settings or {})}
+        self.fsync = fsync
+        self.given_settings = dict(settings or {})
         self._port_is_given = port is not None
-        self._remove = str(self.directory) if remove_with_owner else ""
+        self._remove = remove_with_owner
         self._process: subprocess.Popen[bytes] | None = None
         self._watchdog: Watchdog | None = None
         self._given_up = False
@@ -183,8 +186,14 @@ class Server(Endpoint):
 
     def standby(self, directory: str | os.PathLike[str]) -> Server:
         """A streaming standby of this server in another directory, started."""
-        copy = Server(directory, bin_dir=self.bin_dir, settings=self._settings, password=self.password)
-        copy._remove = str(copy.directory) if self._remove else ""
+        copy = Server(
+            directory,
+            bin_dir=self.bin_dir,
+            settings=self.given_settings,
+            fsync=self.fsync,
+            password=self.password,
+            remove_with_owner=Path(directory).absolute() if self._remove else None,
+        )
         copy.directory.mkdir(parents=True, exist_ok=True)
         copy.data.mkdir(mode=0o700)
         binaries.hand_over(copy.data)
@@ -225,7 +234,9 @@ class Server(Endpoint):
     def _launch(self, deadline: float) -> str | None:
         """Start the main process. None when it is ready, else what its log says."""
         values = {
-            **self._settings,
+            **SETTINGS,
+            **({} if self.fsync else _NO_DURABILITY),
+            **self.given_settings,
             "port": str(self.port),
             "unix_socket_directories": self._socket_directory(),
         }
@@ -246,7 +257,7 @@ class Server(Endpoint):
                 start_new_session=True,
                 **binaries.identity(),
             )
-        self._watchdog = Watchdog(self._process.pid, self._remove)
+        self._watchdog = Watchdog(self._process.pid, str(self._remove or ""))
         while self._process.poll() is None and not self._given_up:
             if processes.is_ready(self.data, self._process.pid):
                 return None
