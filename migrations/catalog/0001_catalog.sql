@@ -125,6 +125,7 @@ INSERT INTO shardwright.transitions (from_phase, event, to_phase) VALUES
     ('verified',    'switch',      'switching'),
     ('switching',   'switch',      'switched'),
     ('switching',   'roll_back',   'reverting'),
+    ('switched',    'verify',      'switched'),
     ('switched',    'roll_back',   'reverting'),
     ('reverting',   'roll_back',   'reverted'),
     ('reverted',    'verify',      'verified'),

@@ -52,6 +52,14 @@ CREATE TABLE shardwright.guards (
     owned        int8multirange
 );
 
+-- Tables (and, with an empty table_name, schemas) that shardwright made here. Adopted ones are not listed: they are
+-- never dropped.
+CREATE TABLE shardwright.created (
+    schema_name  text NOT NULL,
+    table_name   text NOT NULL,
+    PRIMARY KEY (schema_name, table_name)
+);
+
 -- Class of the two-key advisory locks: 1397249860 = 'SHWD'. Key 0 stands for the whole shard, others for a range.
 CREATE FUNCTION shardwright.enter(range_id int) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

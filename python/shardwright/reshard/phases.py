@@ -86,6 +86,7 @@ TRANSITIONS: Final[dict[tuple[Phase, Event], Phase]] = {
     (Phase.VERIFIED, Event.SWITCH): Phase.SWITCHING,
     (Phase.SWITCHING, Event.SWITCH): Phase.SWITCHED,
     (Phase.SWITCHING, Event.ROLL_BACK): Phase.REVERTING,
+    (Phase.SWITCHED, Event.VERIFY): Phase.SWITCHED,
     (Phase.SWITCHED, Event.ROLL_BACK): Phase.REVERTING,
     (Phase.REVERTING, Event.ROLL_BACK): Phase.REVERTED,
     (Phase.REVERTED, Event.VERIFY): Phase.VERIFIED,

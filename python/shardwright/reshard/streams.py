@@ -15,7 +15,7 @@ import psycopg
 from psycopg import sql
 
 from shardwright import errors
-from shardwright.catalog.shards import Shard
+from shardwright.catalog.roster import Shard
 from shardwright.reshard.world import World
 from shardwright.routing.multirange import Multirange
 from shardwright.routing.predicates import GuardedTable, owned_sql, quote_identifier, quote_literal
@@ -135,7 +135,7 @@ def subscribe(connection: psycopg.Connection, name: str, publisher: Shard) -> No
                 "copy_data = false, enabled = true, disable_on_error = true, streaming = off, two_phase = false)"
             ).format(
                 identifier,
-                sql.Literal(publisher.replication_conninfo or publisher.conninfo),
+                sql.Literal(publisher.subscribers_conninfo),
                 identifier,
                 sql.Literal(name),
             )

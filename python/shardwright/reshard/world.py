@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import psycopg
 
 from shardwright import engines, errors
-from shardwright.catalog import maps, operations, shards, tables
+from shardwright.catalog import maps, operations, roster, tables
 from shardwright.catalog.operations import Move, Operation
 from shardwright.routing.predicates import GuardedTable
 from shardwright.routing.shard_map import Keyspace
@@ -40,7 +40,7 @@ class World:
         self.catalog = engines.connect_catalog(catalog_dsn, f"shardwright op {operation.id} epoch {operation.op_epoch}")
         self.operation = operation
         self.on_progress = on_progress
-        self.shards = {shard.name: shard for shard in shards.list_shards(self.catalog)}
+        self.shards = {shard.name: shard for shard in roster.list_shards(self.catalog)}
         self.keyspaces = {keyspace.name: keyspace for keyspace in maps.load_map(self.catalog).keyspaces}
         self.registered = tables.list_tables(self.catalog)
         row = self.catalog.execute("SELECT left(replace(id::text, '-', ''), 8) FROM shardwright.cluster").fetchone()
@@ -54,6 +54,15 @@ class World:
         for connection in (*self._connections.values(), self.catalog):
             connection.close()
         self._connections.clear()
+
+    def reconnect_catalog(self) -> None:
+        """Open the catalog's connection anew after it broke.
+
+        Raises:
+            CannotConnect: the catalog cannot be reached.
+        """
+        self.catalog.close()
+        self.catalog = engines.connect_catalog(self.catalog_dsn, self.application_name)
 
     def __enter__(self) -> World:
         return self

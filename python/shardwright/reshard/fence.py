@@ -1,0 +1,324 @@
+"""Fence and hand-over: how a batch of ranges goes from the shard that serves it to the other one.
+
+The order is the proof's order, explored as a model with crashes at every step, stale routers, direct writers and zombies:
+fence with drain, marker durable on the taker, way back widened, shard map by compare-and-set (the only point of no
+return), taker opened. Before the commit everything can be undone (`settle`), after it everything rolls forward (`settle`).
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+
+import psycopg
+
+from shardwright import errors
+from shardwright.catalog import guards, maps, operations
+from shardwright.catalog.operations import Batch, Move
+from shardwright.reshard import streams
+from shardwright.reshard.failpoints import reach
+from shardwright.reshard.world import LOCK_CLASS, World, log
+from shardwright.routing.multirange import Multirange
+from shardwright.routing.predicates import GuardedTable
+
+#: An autovacuum worker holds a lock that the fence waits for; the server cancels it after this long instead of 1 s.
+_DEADLOCK_TIMEOUT_MS = 20
+
+
+def sync_guards(connection: psycopg.Connection, tables: Sequence[GuardedTable]) -> None:
+    """Make the guards of one keyspace's tables say what the shard's ranges say.
+
+    TRUNCATE is refused while an operation is live on the shard.
+
+    Args:
+        connection: to the shard, in a transaction.
+        tables: the keyspace's tables.
+    """
+    if not tables or tables[0].keyspace is None:
+        return
+    row = connection.execute(
+        "SELECT coalesce(range_agg(points) FILTER (WHERE state = 'open'), '{}')::text, "
+        "EXISTS (SELECT FROM shardwright.control) FROM shardwright.ranges WHERE keyspace = %s",
+        (tables[0].keyspace.name,),
+    ).fetchone()
+    if row is None:
+        raise errors.InvariantFailed("an aggregate gave no row")
+    guards.replace(connection, tables, Multirange.parse(row[0]), refuse_truncate=row[1])
+
+
+def set_ranges(
+    connection: psycopg.Connection, world: World, move: Move, points: Multirange, state: str, map_version: int
+) -> None:
+    """Give the shard's ranges within `points` a state; those that it does not know yet are taken from the shard map.
+
+    Args:
+        connection: to the shard, in a transaction.
+        world: gives the shard map.
+        move: whose keyspace.
+        points: made of whole ranges.
+        state: open, fenced, importing or moved.
+        map_version: the version that this is so since.
+    """
+    for number, lo, hi in _ranges_within(world, move, points):
+        connection.execute(
+            "INSERT INTO shardwright.ranges (id, keyspace, points, state, map_version) "
+            "VALUES (%s, %s, int8range(%s, %s), %s, %s) ON CONFLICT (id) DO UPDATE "
+            "SET state = excluded.state, map_version = excluded.map_version",
+            (number, move.keyspace, lo, hi, state, map_version),
+        )
+
+
+def _ranges_within(world: World, move: Move, points: Multirange) -> list[tuple[int, int | None, int | None]]:
+    rows = world.catalog.execute(
+        "SELECT id, lower(points), upper(points) FROM shardwright.ranges "
+        "WHERE keyspace = %s AND int8multirange(points) <@ %s::int8multirange ORDER BY id",
+        (world.keyspace(move).id, points.literal()),
+    ).fetchall()
+    return [(row[0], row[1], row[2]) for row in rows]
+
+
+def settle(world: World, move: Move, *, reverse: bool) -> None:
+    """Make both shards agree with the shard map, whatever a crash or a failed hand-over left.
+
+    Uncommitted fences are lifted, committed ones rolled forward. Good at any time while no hand-over is under way.
+
+    Args:
+        world: the worker's world.
+        move: as last read from the catalog.
+        reverse: whether the reverse stream has been made.
+    """
+    tables = world.guarded(move.keyspace)
+    on_source, on_target = move.served_by_source(), move.served_by_target()
+    version = maps.load_map(world.catalog).version
+    forward, back = world.stream_name(move, "forward"), world.stream_name(move, "back")
+    # Both ways first, then the doors: what one side sends must have been narrowed before the other side is written.
+    if reverse:
+        with world.change(move.target) as connection:
+            streams.set_publication(connection, back, tables, on_target)
+    with world.change(move.source) as connection:
+        streams.set_publication(connection, forward, tables, on_source)
+    with world.change(move.target) as connection:
+        set_ranges(connection, world, move, on_target, "open", version)
+        set_ranges(connection, world, move, on_source, "importing", version)
+        sync_guards(connection, tables)
+    with world.change(move.source) as connection:
+        set_ranges(connection, world, move, on_source, "open", version)
+        set_ranges(connection, world, move, on_target, "moved", version)
+        sync_guards(connection, tables)
+
+
+def hand_over(world: World, move: Move, batch: Batch, direction: str) -> float:
+    """Hand one batch over, and record it.
+
+    Args:
+        world: the worker's world.
+        move: as last read from the catalog.
+        batch: what goes.
+        direction: ``forward`` (source to target) or ``back``.
+
+    Returns:
+        The pause of writes to the batch in milliseconds, from the request of the locks to the opening of the taker.
+
+    Raises:
+        NotDrained: open transactions did not end; the batch is served where it was.
+        StreamStalled: the changes did not arrive in time; the batch is served where it was.
+        OwnershipUnknown: the commit's answer was lost and the catalog cannot be asked; the batch stays fenced.
+    """
+    giver, taker = (move.source, move.target) if direction == "forward" else (move.target, move.source)
+    there, back = ("forward", "back") if direction == "forward" else ("back", "forward")
+    out_stream, back_stream = world.stream_name(move, there), world.stream_name(move, back)
+    tables = world.guarded(move.keyspace)
+    with_giver = move.served_by_source() if direction == "forward" else move.served_by_target()
+    given = (move.points - with_giver) | batch.points
+    limit = float(world.operation.settings.get("max_pause_ms", 1000)) / 1000
+    # warm connections: nothing is opened while writes wait
+    world.shard(giver)
+    target = world.shard(taker)
+    sequences = _sequences(world.shard(giver), tables)
+    streams.round_trip(world, giver, taker, out_stream, 60)
+
+    value, started, attempts = _fence(world, move, batch, giver, out_stream, tables, with_giver - batch.points)
+    try:
+        reach("hand_over.fenced")
+        if not streams.wait_for_marker(target, out_stream, value, limit):
+            raise errors.StreamStalled(
+                f"the last changes of batch {batch.number} did not reach {taker} within {limit * 1000:.0f} ms",
+                fix="the batch is served where it was; look at the stream's lag, then switch again",
+            )
+        streams.flush_arrived(target, out_stream)
+        reach("hand_over.drained")
+        values = _sequence_values(world.shard(giver), sequences)
+        with world.change(taker, lock_timeout_ms=int(limit * 1000)) as connection:
+            streams.set_publication(connection, back_stream, tables, given)
+            _raise_sequences(connection, values)
+        reach("hand_over.widened")
+        version = _commit(world, move, batch, direction)
+    except errors.OwnershipUnknown:
+        raise
+    except BaseException:
+        # not committed: the giver serves again
+        settle(world, world_move(world, move), reverse=True)
+        operations.record_handover(
+            world.catalog, move.id, batch.number, direction, attempts, None, (time.monotonic() - started) * 1000
+        )
+        raise
+    reach("hand_over.committed")
+    with world.change(taker) as connection:
+        set_ranges(connection, world, move, batch.points, "open", version)
+        sync_guards(connection, tables)
+    pause_ms = (time.monotonic() - started) * 1000
+    reach("hand_over.opened")
+    with world.change(giver) as connection:
+        # what was handed back is fed by the stream again; what was handed over is not served here any more
+        left_as = "moved" if direction == "forward" else "importing"
+        set_ranges(connection, world, move, batch.points, left_as, version)
+    operations.record_handover(world.catalog, move.id, batch.number, direction, attempts, version, pause_ms)
+    return pause_ms
+
+
+def world_move(world: World, move: Move) -> Move:
+    """The move as it stands in the catalog now."""
+    world.refresh()
+    return world.move(move.id)
+
+
+def _fence(
+    world: World,
+    move: Move,
+    batch: Batch,
+    giver: str,
+    out_stream: str,
+    tables: Sequence[GuardedTable],
+    kept: Multirange,
+) -> tuple[int, float, int]:
+    """Refuse the batch's rows on the giver, once nobody has them in hand.
+
+    Returns:
+        The marker's value to wait for, when the locks were asked for (monotonic), and how many tries it took.
+    """
+    settings = world.operation.settings
+    attempts = int(settings.get("fence_attempts", 40))
+    timeout_ms = int(settings.get("fence_lock_timeout_ms", 100))
+    version = maps.load_map(world.catalog).version
+    numbers = [0, *(number for number, _, _ in _ranges_within(world, move, batch.points))]
+    blockers: list[dict[str, object]] = []
+    for attempt in range(1, attempts + 1):
+        started = time.monotonic()
+        try:
+            with world.change(giver, lock_timeout_ms=timeout_ms) as connection:
+                connection.execute(f"SET LOCAL deadlock_timeout = {_DEADLOCK_TIMEOUT_MS}".encode())
+                # drains the library's sessions, which hold their range's lock shared until they end
+                connection.execute(
+                    "SELECT pg_advisory_xact_lock(%s, n) FROM unnest(%s::int[]) AS n ORDER BY n",
+                    (LOCK_CLASS, numbers),
+                )
+                # drains everybody else who wrote
+                guards.lock(connection, tables)
+                set_ranges(connection, world, move, batch.points, "fenced", version)
+                sync_guards(connection, tables)
+                streams.set_publication(connection, out_stream, tables, kept)
+                value = streams.beat(connection, out_stream)
+            return value, started, attempt
+        except (errors.LockTimeout, psycopg.errors.DeadlockDetected):
+            blockers = list_blockers(world.shard(giver), tables, numbers) or blockers
+            log.info("batch %d of move %d: try %d not drained: %s", batch.number, move.id, attempt, blockers)
+            world.on_progress()
+            # writers who queued behind us get at least as long as they had to wait
+            time.sleep(timeout_ms / 1000 * random.uniform(1.0, 2.0))
+    raise errors.NotDrained(
+        f"batch {batch.number} on {giver} was not drained in {attempts} tries of {timeout_ms} ms; blockers: "
+        + ("; ".join(f"pid {b['pid']} {b['application_name']} open {b['age_s']} s" for b in blockers) or "gone by now"),
+        fix=f"end them or wait, then: shardwright reshard switch {world.operation.id}",
+        blockers=blockers,
+    )
+
+
+def list_blockers(
+    connection: psycopg.Connection, tables: Sequence[GuardedTable], numbers: Sequence[int]
+) -> list[dict[str, object]]:
+    """Who holds what a fence needs: sessions inside the ranges, and writers of the tables.
+
+    Args:
+        connection: to the shard.
+        tables: the keyspace's tables.
+        numbers: range ids, and 0 for the whole shard.
+    """
+    rows = connection.execute(
+        "SELECT DISTINCT a.pid, a.application_name, a.state, "
+        "round(extract(epoch FROM clock_timestamp() - a.xact_start)::numeric, 1)::float8 "
+        "FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid "
+        "LEFT JOIN pg_class c ON c.oid = l.relation LEFT JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE l.granted AND l.pid <> pg_backend_pid() "
+        "AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND ("
+        "(l.locktype = 'advisory' AND l.classid::int8 = %s AND l.objid::int8 = ANY(%s)) OR (l.locktype = 'relation' "
+        "AND l.mode NOT IN ('AccessShareLock', 'RowShareLock') "
+        "AND (n.nspname, c.relname) IN (SELECT * FROM unnest(%s::text[], %s::text[]))))",
+        (
+            LOCK_CLASS,
+            list(numbers),
+            [table.schema_name for table in tables],
+            [table.table_name for table in tables],
+        ),
+    ).fetchall()
+    return [{"pid": r[0], "application_name": r[1], "state": r[2], "age_s": r[3]} for r in rows]
+
+
+def _commit(world: World, move: Move, batch: Batch, direction: str) -> int:
+    try:
+        return operations.commit_batch(
+            world.catalog, world.operation, move, batch, world.keyspace(move).id, direction
+        )
+    except psycopg.OperationalError as lost:
+        # The answer is lost: the catalog alone knows. It is asked, never guessed.
+        wanted = "target" if direction == "forward" else "source"
+        try:
+            world.reconnect_catalog()
+            now = operations.get(world.catalog, world.operation.id)
+        except (errors.PreconditionError, psycopg.Error):
+            raise errors.OwnershipUnknown(
+                f"the answer to the commit of batch {batch.number} was lost, and the catalog cannot be asked",
+                fix=f"bring the catalog back, then: shardwright reshard resume {world.operation.id}",
+                ownership_known=False,
+            ) from lost
+        current = next(m for m in now.moves if m.id == move.id)
+        if next(b for b in current.batches if b.number == batch.number).served_by != wanted:
+            raise errors.StreamStalled("the catalog's connection broke before the commit", fix="switch again") from lost
+        return maps.load_map(world.catalog).version
+
+
+# ------------------------------------------------------------------ sequences
+
+
+def _sequences(connection: psycopg.Connection, tables: Sequence[GuardedTable]) -> list[str]:
+    rows = connection.execute(
+        "SELECT DISTINCT format('%%I.%%I', sn.nspname, s.relname) FROM pg_depend d "
+        "JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S' JOIN pg_namespace sn ON sn.oid = s.relnamespace "
+        "JOIN pg_class c ON c.oid = d.refobjid JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') "
+        "AND (n.nspname, c.relname) IN (SELECT * FROM unnest(%s::text[], %s::text[])) ORDER BY 1",
+        ([table.schema_name for table in tables], [table.table_name for table in tables]),
+    ).fetchall()
+    return [row[0] for row in rows]
+
+
+def _sequence_values(connection: psycopg.Connection, sequences: Sequence[str]) -> dict[str, int]:
+    values = {}
+    for name in sequences:
+        row = connection.execute(
+            "SELECT pg_sequence_last_value(%s::regclass) + s.seqincrement * s.seqcache "
+            "FROM pg_sequence s WHERE s.seqrelid = %s::regclass",
+            (name, name),
+        ).fetchone()
+        if row is not None and row[0] is not None:
+            values[name] = int(row[0])
+    return values
+
+
+def _raise_sequences(connection: psycopg.Connection, values: dict[str, int]) -> None:
+    for name, value in values.items():
+        connection.execute(
+            "SELECT setval(%s::regclass, %s) FROM pg_sequence s WHERE s.seqrelid = %s::regclass "
+            "AND s.seqincrement > 0 AND coalesce(pg_sequence_last_value(%s::regclass), 0) < %s",
+            (name, value, name, name, value),
+        )

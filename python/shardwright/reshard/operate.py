@@ -1,0 +1,338 @@
+"""What an operator can do with operations: plan, start, set a goal, drive, verify, look. The command line calls nothing else."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import psycopg
+
+from shardwright import engines, errors
+from shardwright.catalog import maps, operations, roster, tables
+from shardwright.catalog.operations import NewMove
+from shardwright.reshard import preflight, runner, status
+from shardwright.reshard.phases import Event, Goal, Phase, allowed_goals, next_event, reached
+from shardwright.reshard.plan import BATCH_SHARES, Plan, PlannedMove, make_plan
+from shardwright.reshard.status import Status
+from shardwright.routing.multirange import Multirange
+from shardwright.routing.predicates import owned_sql, quote_identifier
+from shardwright.routing.shard_map import Keyspace, ShardMap
+
+#: Bytes a second that a copy is expected to reach before anything was measured on these servers.
+EXPECTED_BYTES_PER_S = 40e6
+
+#: Settings of an operation and their meaning.
+SETTINGS: Mapping[str, str] = {
+    "copy_workers": "threads that copy (2)",
+    "fence_lock_timeout_ms": "how long one try to fence may make writers wait (100)",
+    "fence_attempts": "how many tries before giving up (40)",
+    "max_pause_ms": "how long a fenced batch may wait for its last changes (1000)",
+    "catch_up_seconds": "how long catching up may take (86400)",
+    "certificate_seconds": "how old a certificate may be at the switch (86400)",
+}
+
+
+def plan(
+    catalog: psycopg.Connection,
+    *,
+    add: str | None = None,
+    drain: str | None = None,
+    weights: Mapping[str, int] | None = None,
+    move: str | None = None,
+    to: str | None = None,
+    batch_shares: Sequence[float] = BATCH_SHARES,
+) -> Plan:
+    """Make a plan with estimates of rows and bytes; changes nothing.
+
+    Args:
+        catalog: connection to the catalog.
+        add: give this shard its share.
+        drain: take everything from this shard.
+        weights: new weights.
+        move: ``KEYSPACE:[LO,HI)``.
+        to: the shard that gets what `move` names.
+        batch_shares: where batches end, as shares of a move's points.
+
+    Raises:
+        BadOption, BadRange, UnknownShard, UnknownKeyspace: see `plan.make_plan`.
+    """
+    shard_map = maps.load_map(catalog)
+    shards = {shard.name: shard for shard in roster.list_shards(catalog)}
+    made = make_plan(
+        shard_map,
+        {name: shard.weight for name, shard in shards.items()},
+        add=add,
+        drain=drain,
+        new_weights=weights,
+        move=move,
+        to=to,
+        batch_shares=batch_shares,
+    )
+    registered = [table for table in tables.list_tables(catalog) if table.kind == "sharded"]
+    moves = []
+    for planned in made.moves:
+        with engines.connect_shard(shards[planned.source], "shardwright plan") as connection:
+            rows = size = 0
+            for table in registered:
+                if table.keyspace == planned.keyspace:
+                    some_rows, some_bytes = _estimate(connection, shard_map, planned, table)
+                    rows += some_rows
+                    size += some_bytes
+        moves.append(PlannedMove(**{**vars(planned), "rows": rows, "bytes": size}))
+    return Plan(
+        **{
+            **vars(made),
+            "moves": tuple(moves),
+            "estimated_seconds": round(sum(m.bytes for m in moves) / EXPECTED_BYTES_PER_S, 1),
+        }
+    )
+
+
+def _estimate(
+    connection: psycopg.Connection, shard_map: ShardMap, move: PlannedMove, table: tables.RegisteredTable
+) -> tuple[int, int]:
+    """Rows and bytes of one table that would move, by the planner's statistics."""
+    row = connection.execute(
+        "SELECT greatest(c.reltuples, 0)::float8, pg_table_size(c.oid)::int8 FROM pg_class c "
+        "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s",
+        (table.schema_name, table.table_name),
+    ).fetchone()
+    if row is None:
+        return 0, 0
+    tuples, size = row
+    keyspace = shard_map.keyspace(move.keyspace)
+    if keyspace.strategy == "hash":
+        moving = move.points.count() or 0
+        owned = shard_map.owned(move.keyspace, move.source).count() or 1
+        share = moving / owned
+    else:
+        expected = _planned_rows(connection, keyspace, move.points, table)
+        share = min(1.0, expected / tuples) if tuples else 1.0
+    return round(tuples * share), round(size * share)
+
+
+def _planned_rows(
+    connection: psycopg.Connection, keyspace: Keyspace, points: Multirange, table: tables.RegisteredTable
+) -> float:
+    column = quote_identifier(table.key_column or "")
+    bounds = []
+    for lo, hi in points.pieces:
+        parts = [f"{column} >= {lo}" if lo is not None else "", f"{column} < {hi}" if hi is not None else ""]
+        bounds.append(" AND ".join(part for part in parts if part) or "true")
+    name = f"{quote_identifier(table.schema_name)}.{quote_identifier(table.table_name)}"
+    row = connection.execute(
+        f"EXPLAIN (FORMAT json) SELECT FROM {name} WHERE {' OR '.join(f'({b})' for b in bounds)}".encode()
+    ).fetchone()
+    return float(row[0][0]["Plan"]["Plan Rows"]) if row is not None else 0.0
+
+
+def start(catalog: psycopg.Connection, made: Plan, settings: Mapping[str, Any] | None = None) -> int:
+    """Check everything, then record the operation with goal `verified`. Nothing is made on shards yet.
+
+    Args:
+        catalog: connection to the catalog.
+        made: the plan.
+        settings: see `SETTINGS`.
+
+    Returns:
+        The operation's number.
+
+    Raises:
+        BadOption: a setting is unknown or not a positive number.
+        PreflightFailed: something stands in the way.
+        OperationConflict: another live operation moves some of the points, or the map changed since the plan.
+    """
+    wanted = dict(settings or {})
+    for name, value in wanted.items():
+        if name not in SETTINGS:
+            raise errors.BadOption(f"there is no setting {name}", fix=f"one of {', '.join(SETTINGS)}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise errors.BadOption(f"setting {name} is {value!r}, not a positive number", fix=SETTINGS[name])
+    shard_map = maps.load_map(catalog)
+    keyspaces = {keyspace.name: keyspace.id for keyspace in shard_map.keyspaces}
+    for move in made.moves:
+        claimed = catalog.execute(
+            "SELECT operation FROM shardwright.claims WHERE keyspace = %s "
+            "AND int8multirange(points) && %s::int8multirange LIMIT 1",
+            (keyspaces[move.keyspace], move.points.literal()),
+        ).fetchone()
+        if claimed is not None:
+            raise errors.OperationConflict(
+                f"operation {claimed[0]} already moves some of {move.points.literal()}",
+                fix=f"shardwright reshard status {claimed[0]}",
+            )
+    preflight.check(catalog, shard_map, made)
+    return operations.create(
+        catalog,
+        made.request,
+        wanted,
+        [
+            NewMove(keyspaces[m.keyspace], m.source, m.target, m.points, m.batches, m.rows, m.bytes)
+            for m in made.moves
+        ],
+        made.map_version,
+    )
+
+
+def set_goal(catalog: psycopg.Connection, operation: int, goal: str) -> None:
+    """Say what an operation shall reach; whoever drives it goes there.
+
+    Args:
+        catalog: connection to the catalog.
+        operation: its number.
+        goal: verified, switched, reverted, done or aborted.
+
+    Raises:
+        UnknownOperation: there is none of that number.
+        WrongPhase: the goal cannot be reached from the phase in which the operation stands.
+    """
+    found = operations.get(catalog, operation)
+    phase, wanted = Phase(found.phase), Goal(goal)
+    if reached(phase, wanted):
+        return
+    if wanted not in allowed_goals(phase):
+        raise errors.WrongPhase(
+            f"operation {operation} is {phase.value} and cannot become {wanted.value}",
+            fix=f"shardwright reshard status {operation}",
+            phase=phase.value,
+        )
+    operations.set_goal(catalog, operation, found.phase, goal)
+
+
+def drive(
+    catalog_dsn: str,
+    operation: int,
+    goal: str | None = None,
+    on_status: Callable[[Status], None] | None = None,
+    *,
+    take_over: bool = False,
+    every: float = 0.5,
+) -> Status:
+    """Bring an operation to a goal in this process, or watch the worker that does.
+
+    Args:
+        catalog_dsn: where the catalog is.
+        operation: its number.
+        goal: verified, switched, reverted, done or aborted; None: the one that is set.
+        on_status: called with a fresh status about every `every` seconds.
+        take_over: take the operation from whoever works on it.
+        every: seconds between two calls of `on_status`.
+
+    Returns:
+        The status at the end.
+
+    Raises:
+        UnknownOperation, WrongPhase: see `set_goal`.
+        ShardwrightError: whatever stopped the work.
+    """
+    with engines.connect_catalog(catalog_dsn, "shardwright drive") as catalog:
+        if goal is not None:
+            set_goal(catalog, operation, goal)
+        last = 0.0
+
+        def report() -> None:
+            nonlocal last
+            if on_status is not None and time.monotonic() - last >= every:
+                last = time.monotonic()
+                on_status(status.of(catalog, operation))
+
+        while not _at_rest(catalog, operation):
+            try:
+                runner.run(catalog_dsn, operation, take_over=take_over, on_progress=report)
+            except errors.LeaseHeld:
+                _watch(catalog, operation, report)
+        found = status.of(catalog, operation)
+        if on_status is not None:
+            on_status(found)
+        return found
+
+
+def _at_rest(catalog: psycopg.Connection, operation: int) -> bool:
+    found = operations.get(catalog, operation)
+    return next_event(Phase(found.phase), Goal(found.goal)) is None
+
+
+def _watch(catalog: psycopg.Connection, operation: int, report: Callable[[], None]) -> None:
+    """Wait while another worker has the lease; its failure is ours to report."""
+    while True:
+        found = operations.get(catalog, operation)
+        if found.error is not None:
+            raise _stored_error(found.error)
+        if next_event(Phase(found.phase), Goal(found.goal)) is None:
+            return
+        if found.lease_left is None or found.lease_left < 0:
+            return
+        report()
+        time.sleep(0.1)
+
+
+def _stored_error(stored: Mapping[str, Any]) -> errors.ShardwrightError:
+    for kind in errors.error_classes():
+        if kind.code == stored.get("code"):
+            return kind(str(stored["message"]), fix=str(stored.get("fix", "")))
+    return errors.StreamStalled(str(stored.get("message", "the worker failed")))
+
+
+def verify(
+    catalog_dsn: str, operation: int, on_status: Callable[[Status], None] | None = None
+) -> Status:
+    """Compare both sides of an operation once more, and keep the certificates.
+
+    Raises:
+        VerificationDiffers: they differ.
+        WrongPhase: there is nothing to compare yet, or any more.
+    """
+    with engines.connect_catalog(catalog_dsn, "shardwright verify") as catalog:
+        found = operations.get(catalog, operation)
+        phase = Phase(found.phase)
+        if phase not in (Phase.VERIFIED, Phase.REVERTED, Phase.SWITCHED):
+            raise errors.WrongPhase(
+                f"operation {operation} is {phase.value}: there are no two sides that must agree",
+                fix=f"shardwright reshard status {operation}",
+            )
+        runner.run(catalog_dsn, operation, once=Event.VERIFY)
+        made = status.of(catalog, operation)
+        if on_status is not None:
+            on_status(made)
+        return made
+
+
+def work(catalog_dsn: str, *, once: bool = False, poll: float = 1.0, on_event: Callable[[str], None] = print) -> None:
+    """A worker's loop: takes whatever live operation is not at its goal and not leased, and drives it.
+
+    Args:
+        catalog_dsn: where the catalog is.
+        once: end when there is nothing to do.
+        poll: seconds between two looks.
+        on_event: called with one line for each thing that happens.
+    """
+    given_up: dict[int, str] = {}
+    while True:
+        busy = False
+        with engines.connect_catalog(catalog_dsn, "shardwright worker") as catalog:
+            live = operations.list_live(catalog)
+        for operation in live:
+            at = json.dumps([operation.phase, operation.goal])
+            if next_event(Phase(operation.phase), Goal(operation.goal)) is None:
+                continue
+            if operation.lease_left is not None and operation.lease_left > 0:
+                continue
+            # a failed operation waits for its operator, who sets a goal or resumes it
+            if operation.error is not None and given_up.get(operation.id) == at:
+                continue
+            busy = True
+            on_event(f"operation {operation.id}: {operation.phase}, goal {operation.goal}")
+            try:
+                done = runner.run(catalog_dsn, operation.id)
+                on_event(f"operation {operation.id}: {done.phase}")
+            except errors.LeaseHeld:
+                continue
+            except errors.ShardwrightError as error:
+                given_up[operation.id] = at
+                on_event(f"operation {operation.id}: error[{error.code}] {error.message}")
+        if not busy:
+            if once:
+                return
+            time.sleep(poll)

@@ -1,0 +1,186 @@
+"""Preflight: everything that could stop an operation half-way is looked for before anything is made.
+
+One report, every problem with its fix.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import psycopg
+
+from shardwright import engines, errors
+from shardwright.catalog import roster, tables
+from shardwright.catalog.layout import find_layout
+from shardwright.reshard.plan import Plan, PlannedMove
+from shardwright.routing.predicates import owned_sql, quote_identifier
+from shardwright.routing.shard_map import ShardMap
+
+#: A transaction older than this is named as a problem, in seconds: the replication slot would wait for it.
+LONG_TRANSACTION_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that stands in the way."""
+
+    shard: str
+    found: str
+    fix: str
+
+
+def check(catalog: psycopg.Connection, shard_map: ShardMap, plan: Plan) -> None:
+    """Look at every shard of a plan.
+
+    Args:
+        catalog: connection to the catalog.
+        shard_map: the current map.
+        plan: what is about to be started.
+
+    Raises:
+        PreflightFailed: with every problem in ``facts["problems"]``.
+        CannotConnect, PasswordMissing, NotPrimary: a shard cannot be reached as it must be.
+    """
+    problems: list[Problem] = []
+    shards = {shard.name: shard for shard in roster.list_shards(catalog)}
+    names = sorted({name for move in plan.moves for name in (move.source, move.target)})
+    connections: dict[str, psycopg.Connection] = {}
+    try:
+        for name in names:
+            connections[name] = engines.connect_shard(shards[name], "shardwright preflight", replica_role=True)
+        streams = Counter(name for move in plan.moves for name in (move.source, move.target))
+        for name in names:
+            problems.extend(_server_problems(connections[name], name, shards[name], streams[name]))
+        problems.extend(_same_text_problems(connections))
+        registered = [table for table in tables.list_tables(catalog) if table.kind == "sharded"]
+        for move in plan.moves:
+            moving = [table for table in registered if table.keyspace == move.keyspace]
+            for table in moving:
+                problems.extend(_table_problems(connections, shard_map, move, table))
+    finally:
+        for connection in connections.values():
+            connection.close()
+    if problems:
+        listed = "; ".join(f"{p.shard}: {p.found} (fix: {p.fix})" for p in problems)
+        raise errors.PreflightFailed(
+            f"{len(problems)} problem{'s' if len(problems) > 1 else ''}: {listed}",
+            fix="mend them, then start again; nothing was made",
+            problems=[{"shard": p.shard, "found": p.found, "fix": p.fix} for p in problems],
+        )
+
+
+def _server_problems(
+    connection: psycopg.Connection, name: str, shard: roster.Shard, streams: int
+) -> Iterable[Problem]:
+    settings = dict(
+        connection.execute(
+            "SELECT name, setting FROM pg_settings WHERE name IN ('wal_level', 'max_replication_slots', "
+            "'max_wal_senders', 'max_logical_replication_workers', 'max_worker_processes', 'max_slot_wal_keep_size')"
+        ).fetchall()
+    )
+    row = connection.execute(
+        "SELECT (SELECT count(*) FROM pg_replication_slots), (SELECT count(*) FROM pg_stat_replication), "
+        "(SELECT count(*) FROM pg_subscription WHERE subenabled), "
+        "(SELECT string_agg(gid, ', ') FROM pg_prepared_xacts), "
+        "(SELECT system_identifier::text FROM pg_control_system()), "
+        "(SELECT oid::int8 FROM pg_database WHERE datname = current_database())"
+    ).fetchone()
+    assert row is not None
+    slots, senders, subscriptions, prepared, system, database = row
+    if settings["wal_level"] != "logical":
+        yield Problem(name, f"wal_level is {settings['wal_level']}", "set wal_level = logical and restart the server")
+    free = int(settings["max_replication_slots"]) - slots
+    if free < streams:
+        yield Problem(name, f"{free} replication slots are free, {streams} are needed", "raise max_replication_slots")
+    free = int(settings["max_wal_senders"]) - senders
+    # each slot's snapshot is made over a replication connection besides the stream's own
+    if free < streams + 1:
+        yield Problem(name, f"{free} WAL senders are free, {streams + 1} are needed", "raise max_wal_senders")
+    workers = min(int(settings["max_logical_replication_workers"]), int(settings["max_worker_processes"]) - 1)
+    if workers - subscriptions < streams:
+        yield Problem(
+            name,
+            f"{workers - subscriptions} logical replication workers are free, {streams} are needed",
+            "raise max_logical_replication_workers and max_worker_processes",
+        )
+    if prepared:
+        yield Problem(name, f"prepared transactions are in doubt: {prepared}", "COMMIT PREPARED or ROLLBACK PREPARED them")
+    if (system, database) != (shard.system_identifier, shard.database_oid):
+        yield Problem(
+            name,
+            "this is another database than the one that was added (system_identifier or database oid differ)",
+            "correct the shard's connection string",
+        )
+    for pid, application, age in connection.execute(
+        "SELECT pid, coalesce(nullif(application_name, ''), backend_type), "
+        "extract(epoch FROM clock_timestamp() - xact_start)::int FROM pg_stat_activity "
+        "WHERE xact_start < clock_timestamp() - make_interval(secs => %s) AND pid <> pg_backend_pid() "
+        "AND backend_type = 'client backend' AND (backend_xid IS NOT NULL OR backend_xmin IS NOT NULL) ORDER BY 3 DESC LIMIT 5",
+        (LONG_TRANSACTION_SECONDS,),
+    ).fetchall():
+        yield Problem(
+            name,
+            f"pid {pid} ({application}) has been in a transaction for {age} s, and the replication slot would wait for it",
+            "let it end",
+        )
+
+
+def _same_text_problems(connections: dict[str, psycopg.Connection]) -> Iterable[Problem]:
+    encodings = {}
+    for name, connection in connections.items():
+        row = connection.execute("SELECT current_setting('server_encoding')").fetchone()
+        encodings[name] = row[0] if row is not None else ""
+    if len(set(encodings.values())) > 1:
+        for name, encoding in encodings.items():
+            yield Problem(name, f"its encoding is {encoding}, others differ", "use one encoding on all shards")
+
+
+def _table_problems(
+    connections: dict[str, psycopg.Connection], shard_map: ShardMap, move: PlannedMove, table: tables.RegisteredTable
+) -> Iterable[Problem]:
+    layouts = {}
+    for name in (move.source, move.target):
+        found = find_layout(connections[name], table.schema_name, table.table_name)
+        if found is None:
+            yield Problem(name, f"table {table.name} is missing", "shardwright table register")
+        else:
+            layouts[name] = found
+            yield from _trigger_problems(connections[name], name, table)
+    if len(layouts) == 2 and layouts[move.source].fingerprint != layouts[move.target].fingerprint:
+        differences = layouts[move.source].differences(layouts[move.target])
+        yield Problem(
+            move.target,
+            f"{table.name} is not the same as on {move.source}: {', '.join(differences[:5])}",
+            "apply the same DDL on both shards",
+        )
+    if move.target in layouts and table.key_column is not None:
+        where = owned_sql(shard_map.keyspace(move.keyspace), move.points, quote_identifier(table.key_column))
+        name = f"{quote_identifier(table.schema_name)}.{quote_identifier(table.table_name)}"
+        row = connections[move.target].execute(f"SELECT EXISTS (SELECT FROM {name} WHERE {where})".encode()).fetchone()
+        if row is not None and row[0]:
+            yield Problem(
+                move.target,
+                f"{table.name} holds rows of the points that are to come, and the shard map never gave them to it",
+                "delete them by hand once you know what they are",
+            )
+
+
+def _trigger_problems(
+    connection: psycopg.Connection, name: str, table: tables.RegisteredTable
+) -> Sequence[Problem]:
+    rows = connection.execute(
+        "SELECT t.tgname, t.tgenabled::text FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid "
+        "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s "
+        "AND NOT t.tgisinternal AND t.tgenabled IN ('A', 'R')",
+        (table.schema_name, table.table_name),
+    ).fetchall()
+    return [
+        Problem(
+            name,
+            f"trigger {trigger} of {table.name} is ENABLE {'ALWAYS' if how == 'A' else 'REPLICA'}: it would fire a second time",
+            f"ALTER TABLE .. ENABLE TRIGGER {trigger} for the time of the operation",
+        )
+        for trigger, how in rows
+    ]

@@ -1,0 +1,76 @@
+"""switch: make the way back, then hand the batches over to the target, one by one, smallest first."""
+
+from __future__ import annotations
+
+from shardwright import errors
+from shardwright.catalog import operations
+from shardwright.catalog.operations import Move
+from shardwright.reshard import fence, streams
+from shardwright.reshard.failpoints import reach
+from shardwright.reshard.world import World
+from shardwright.routing.multirange import Multirange
+
+#: A certificate older than this many seconds does not allow a switch.
+CERTIFICATE_SECONDS = 24 * 3600
+
+
+def run(world: World) -> None:
+    """Switch every batch that the source still serves.
+
+    Raises:
+        NotVerified: a move has no fresh certificate without differences.
+        NotDrained, StreamStalled, OwnershipUnknown: see `fence.hand_over`.
+    """
+    for move in world.operation.moves:
+        _require_certificate(world, move)
+    for move in world.operation.moves:
+        _make_way_back(world, move)
+    for number in sorted({batch.number for move in world.operation.moves for batch in move.batches}):
+        for move_id in [move.id for move in world.operation.moves]:
+            move = world.move(move_id)
+            for batch in move.batches:
+                if batch.number == number and batch.served_by == "source":
+                    fence.hand_over(world, move, batch, "forward")
+                    world.refresh()
+                    world.on_progress()
+
+
+def _require_certificate(world: World, move: Move) -> None:
+    if not move.served_by_source():
+        return
+    found = operations.latest_certificate(world.catalog, move.id, "forward")
+    limit = float(world.operation.settings.get("certificate_seconds", CERTIFICATE_SECONDS))
+    if found is None or found.differing or move.served_by_source() - found.points or found.age_seconds > limit:
+        raise errors.NotVerified(
+            f"move {move.id} from {move.source} to {move.target} has no fresh certificate",
+            fix=f"shardwright reshard verify {world.operation.id}",
+        )
+
+
+def _make_way_back(world: World, move: Move) -> None:
+    """The reverse stream exists, and runs, before the target is opened: else writes between the two would be lost to it."""
+    name = world.stream_name(move, "back")
+    tables = world.guarded(move.keyspace)
+    made = world.shard(move.target).execute(
+        "SELECT FROM pg_replication_slots WHERE slot_name = %s", (name,)
+    ).fetchone()
+    if made is None:
+        if move.served_by_target():
+            raise errors.StreamStalled(
+                f"the way back of move {move.id} was lost: slot {name} is gone",
+                fix=f"rolling back is not possible any more; shardwright reshard finish {world.operation.id}",
+            )
+        with world.change(move.target) as connection:
+            streams.forget_marker(connection, name)
+            streams.set_publication(connection, name, tables, Multirange(()))
+        reach("switch.reverse_publication")
+        with world.change(move.source) as connection:
+            streams.drop_subscription(connection, name)
+            streams.forget_marker(connection, name)
+        streams.make_slot_here(world.shard(move.target), name)
+        reach("switch.reverse_slot")
+    fence.settle(world, move, reverse=True)
+    with world.change(move.source) as connection:
+        streams.subscribe(connection, name, world.shards[move.target])
+    streams.round_trip(world, move.target, move.source, name, 60)
+    reach("switch.reverse_subscribed")
