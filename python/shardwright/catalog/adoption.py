@@ -1,0 +1,283 @@
+"""Putting tables under our care: made where they are missing, guarded where they are, registered in the end.
+
+A table that has rows is adopted in place: not a row is copied. Its guards come under a short lock while the
+application goes on, and only then are its rows checked, so none can slip in between. Whatever is refused leaves the
+shards as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import psycopg
+
+from shardwright import errors
+from shardwright.catalog import ddl, fitness, maps, references, roster, tables
+from shardwright.catalog.layout import Layout, find_layout
+from shardwright.catalog.roster import Shard
+from shardwright.catalog.sites import Site, check_rows, guard_state, open_sites, put, undo
+from shardwright.catalog.tables import RegisteredTable
+from shardwright.routing.shard_map import ShardMap
+from shardwright.routing.tables import Declaration
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A table that is to be registered, and as what."""
+
+    schema: str
+    table: str
+    declaration: Declaration
+
+    @property
+    def name(self) -> str:
+        """``schema.table``, for messages."""
+        return f"{self.schema}.{self.table}"
+
+
+def adopt(catalog: psycopg.Connection, wanted: Sequence[Wanted]) -> list[RegisteredTable]:
+    """Register tables: make them where they are missing, guard them, check their rows, write them into the catalog.
+
+    May be run again, after a failure or after the tables changed: then only what is missing is done, and the catalog's
+    layouts are brought up to date.
+
+    Args:
+        catalog: connection to the catalog.
+        wanted: the tables; each exists on one shard at least.
+
+    Returns:
+        The tables as registered, in the order given.
+
+    Raises:
+        BadDeclaration: one was registered as something else, or asks for another home than the reference tables have.
+        UnfitTable: one cannot be what it is declared to be, or differs between shards.
+        UnknownTable, UnknownKeyspace, UnknownShard: as their names say.
+        MisplacedRows: a shard has rows that it does not own.
+        OperationConflict: an operation is live.
+        LockTimeout: an application's transactions did not let us have a lock.
+    """
+    with roster.changing(catalog), ExitStack() as stack:
+        roster.refuse_live_operations(catalog, "registering tables")
+        shard_map, cluster = maps.load_map(catalog), roster.cluster_id(catalog)
+        sites = open_sites(stack, roster.list_shards(catalog))
+        known = tables.list_tables(catalog)
+        planned = [_plan(catalog, one, shard_map, list(sites), known) for one in wanted]
+        found = [_layouts(table, sites) for table in planned]
+        planned = [
+            replace(table, id=_number(catalog, table, sites, known), layout=next(iter(layouts.values())))
+            for table, layouts in zip(planned, found, strict=True)
+        ]
+        for table, layouts in zip(planned, found, strict=True):
+            _check_fit(table, layouts, sites, shard_map)
+        _check_neighbours(planned, known, sites)
+        try:
+            for table in planned:
+                for site in sites.values():
+                    if table.is_on(site.shard.name):
+                        put(site, table, shard_map)
+            for table in planned:
+                for site in sites.values():
+                    if table.is_on(site.shard.name):
+                        ddl.build_foreign_keys(site.connection, table.layout)
+                        check_rows(site, table, shard_map, cluster)
+        except errors.ShardwrightError:
+            for site in sites.values():
+                undo(site)
+            raise
+        connect_references(cluster, sites, [*known, *planned])
+        with catalog.transaction():
+            for table in planned:
+                tables.record(catalog, table)
+        return planned
+
+
+def equip(catalog: psycopg.Connection, shard: Shard) -> None:
+    """Make every registered table on a shard that joins, with guards, and subscribe it to the reference tables.
+
+    The caller holds `roster.changing`.
+
+    Args:
+        catalog: connection to the catalog.
+        shard: the shard; its migrations are applied.
+
+    Raises:
+        UnfitTable: a table cannot be made there, or one of that name is different there.
+        MisplacedRows: it has rows that it does not own.
+    """
+    known = tables.list_tables(catalog)
+    if not known:
+        return
+    shard_map, cluster = maps.load_map(catalog), roster.cluster_id(catalog)
+    with ExitStack() as stack:
+        others = [one for one in roster.list_shards(catalog) if one.name != shard.name]
+        here = open_sites(stack, [shard])[shard.name]
+        sites = {**open_sites(stack, others), shard.name: here}
+        ours = [_freshened(catalog, table, sites) for table in known if table.is_on(shard.name)]
+        try:
+            for table in ours:
+                layout = find_layout(here.connection, table.schema_name, table.table_name)
+                if layout is not None:
+                    _check_equal(table, {shard.name: layout})
+                put(here, table, shard_map)
+            for table in ours:
+                ddl.build_foreign_keys(here.connection, table.layout)
+                check_rows(here, table, shard_map, cluster)
+        except errors.ShardwrightError:
+            undo(here)
+            raise
+        connect_references(cluster, sites, known)
+
+
+def connect_references(cluster: str, sites: Mapping[str, Site], known: Iterable[RegisteredTable]) -> None:
+    """Make the reference tables' publication on their home and the other shards' subscriptions, as far as missing.
+
+    Args:
+        cluster: the cluster's id.
+        sites: every shard, by name.
+        known: all registered tables, and those that are about to be.
+    """
+    wanted = {(table.schema_name, table.table_name): table for table in known if table.kind == "reference"}
+    if not wanted:
+        return
+    home = sites[str(next(iter(wanted.values())).home_shard)]
+    references.publish(home.connection, cluster, list(wanted))
+    for site in sites.values():
+        if site is not home:
+            references.subscribe(home.connection, home.shard, site.connection, site.shard, cluster)
+
+
+def _plan(
+    catalog: psycopg.Connection, wanted: Wanted, shard_map: ShardMap, shards: list[str], known: list[RegisteredTable]
+) -> RegisteredTable:
+    """What the table will be in the catalog, still without number and layout."""
+    declared = wanted.declaration
+    home = declared.home
+    if declared.keyspace is not None:
+        shard_map.keyspace(declared.keyspace)
+    if not shards:
+        raise errors.UnknownShard("the cluster has no shard yet", fix="shardwright shard add NAME DSN")
+    if declared.kind == "reference":
+        settled = next((table.home_shard for table in known if table.kind == "reference"), None)
+        home = home or settled or shards[0]
+        if settled is not None and home != settled:
+            raise errors.BadDeclaration(
+                f"reference table {wanted.name} asks for home {home}, and the cluster's reference tables live on {settled}",
+                fix=f"declare reference() or reference(home={settled!r}): they have one home, so that one transaction "
+                "can write several",
+                table=wanted.name,
+            )
+    if home is not None:
+        roster.get_shard(catalog, home)
+    planned = RegisteredTable(
+        0, wanted.schema, wanted.table, declared.kind, declared.keyspace, declared.key_column, home, _NO_LAYOUT
+    )
+    for table in known:
+        if table.name == planned.name and _role(table) != _role(planned):
+            raise errors.BadDeclaration(
+                f"table {table.name} is registered as {_role(table)} and declared as {_role(planned)}",
+                fix="a table's kind, keyspace, key and home are fixed; declare it as it was registered",
+                table=table.name,
+            )
+    return planned
+
+
+_NO_LAYOUT = Layout("", "", (), (), (), (), (), (), "d", None, None, "", ())
+
+
+def _role(table: RegisteredTable) -> str:
+    if table.kind == "sharded":
+        return f"sharded by {table.key_column} in {table.keyspace}"
+    return f"{table.kind} on {table.home_shard}"
+
+
+def _layouts(table: RegisteredTable, sites: Mapping[str, Site]) -> dict[str, Layout]:
+    """The table as it is on each shard that has it; a reference table's home comes first."""
+    ordered = sorted(sites, key=lambda name: name != table.home_shard)
+    found = {
+        name: find_layout(sites[name].connection, table.schema_name, table.table_name)
+        for name in ordered
+        if table.is_on(name)
+    }
+    present = {name: layout for name, layout in found.items() if layout is not None}
+    if not present:
+        where = f"on shard {table.home_shard}" if table.kind == "global" else "on any shard"
+        raise errors.UnknownTable(
+            f"there is no table {table.name} {where}", fix="create it there, or register its model", table=table.name
+        )
+    return present
+
+
+def _number(
+    catalog: psycopg.Connection, table: RegisteredTable, sites: Mapping[str, Site], known: list[RegisteredTable]
+) -> int:
+    for registered in known:
+        if registered.name == table.name:
+            return registered.id
+    taken = {registered.id for registered in known}
+    for site in sites.values():
+        state = guard_state(site.connection, table)
+        if state is not None and state[0] not in taken:
+            return state[0]
+    return tables.next_id(catalog)
+
+
+def _check_equal(table: RegisteredTable, layouts: Mapping[str, Layout]) -> None:
+    for shard, layout in layouts.items():
+        differences = table.layout.differences(layout)
+        if differences:
+            raise errors.UnfitTable(
+                f"table {table.name} is different on shard {shard}: {'; '.join(differences[:5])}",
+                fix="make the definitions equal, then run this again",
+                table=table.name,
+                shard=shard,
+                differences=differences,
+            )
+
+
+def _check_fit(
+    table: RegisteredTable, layouts: Mapping[str, Layout], sites: Mapping[str, Site], shard_map: ShardMap
+) -> None:
+    role = fitness.Role(
+        table.kind, shard_map.keyspace(table.keyspace) if table.keyspace is not None else None, table.key_column
+    )
+    for shard, layout in layouts.items():
+        fitness.check(sites[shard].connection, layout, role, shard)
+    _check_equal(table, layouts)
+
+
+def _check_neighbours(
+    planned: Sequence[RegisteredTable], known: Sequence[RegisteredTable], sites: Mapping[str, Site]
+) -> None:
+    others = {
+        (table.schema_name, table.table_name): fitness.Neighbour(
+            table.kind, table.keyspace, table.key_column, table.home_shard
+        )
+        for table in (*known, *planned)
+    }
+    for table in planned:
+        fitness.check_references(table.layout, others[table.schema_name, table.table_name], others)
+        if table.kind != "sharded":
+            continue
+        for site in sites.values():
+            for schema, name, constraint in ddl.pointing_here(site.connection, table.layout):
+                if (schema, name) not in others:
+                    raise errors.UnfitTable(
+                        f"foreign key {constraint} of {schema}.{name} on shard {site.shard.name} points to {table.name}, "
+                        "whose rows will move away from it",
+                        fix=f"register {schema}.{name} too, sharded by the same key, or drop the foreign key",
+                        table=table.name,
+                    )
+
+
+def _freshened(catalog: psycopg.Connection, table: RegisteredTable, sites: Mapping[str, Site]) -> RegisteredTable:
+    """The table with the layout that it has on a shard now: it may have been altered since it was registered."""
+    for site in sites.values():
+        layout = find_layout(site.connection, table.schema_name, table.table_name)
+        if layout is not None and guard_state(site.connection, table) is not None:
+            fresh = replace(table, layout=layout)
+            if layout != table.layout:
+                tables.record(catalog, fresh)
+            return fresh
+    return table

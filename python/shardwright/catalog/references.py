@@ -1,0 +1,293 @@
+"""Reference tables: written on their home shard, carried to every other shard by PostgreSQL's own logical replication.
+
+All reference tables of a cluster have one home, so that one transaction can write several and foreign keys between
+them hold. The home has one publication (every kind of change, TRUNCATE included); each other shard has one
+subscription, whose slot is made first and by itself: CREATE SUBSCRIPTION would wait for its own transaction where both
+databases belong to one server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psycopg
+from psycopg import conninfo, sql
+
+from shardwright import engines, errors
+from shardwright.catalog.roster import Shard
+
+
+@dataclass(frozen=True)
+class Lag:
+    """How far one shard's copies of the reference tables are behind their home."""
+
+    shard: str
+    home: str
+    #: WAL bytes that the home has written and the shard has not confirmed; None where the stream cannot be seen.
+    bytes: int | None
+    #: Age of the oldest change that is under way, in seconds; 0 when all is confirmed, None where it cannot be seen.
+    seconds: float | None
+    #: Tables whose first copy has arrived, and all tables.
+    ready: int
+    tables: int
+    #: ``ok``, ``copying``, ``behind``, ``stopped`` or ``missing``.
+    state: str
+
+
+def publication_name(cluster: str) -> str:
+    """Name of the publication on the home shard.
+
+    Args:
+        cluster: the cluster's id.
+    """
+    return f"sw_{cluster[:8]}_ref"
+
+
+def subscription_name(cluster: str, shard: str) -> str:
+    """Name of a shard's subscription and of its slot on the home shard.
+
+    Args:
+        cluster: the cluster's id.
+        shard: the subscribing shard's name.
+    """
+    # A slot's name may not have a dash, a shard's may: a-b and a_b must not meet.
+    plain = shard.replace("-", "_")
+    suffix = "" if plain == shard else "_" + hashlib.blake2b(shard.encode(), digest_size=2).hexdigest()
+    return f"{publication_name(cluster)}_{plain}{suffix}"
+
+
+def publish(home: psycopg.Connection, cluster: str, tables: Sequence[tuple[str, str]]) -> None:
+    """Make the publication on the home shard, or bring its list of tables up to date. Changes nothing when it is right.
+
+    Args:
+        home: connection to the home shard, in autocommit mode.
+        cluster: the cluster's id.
+        tables: schema and name of every reference table; none drops the publication.
+    """
+    name = sql.Identifier(publication_name(cluster))
+    with home.transaction():
+        exists = home.execute("SELECT FROM pg_publication WHERE pubname = %s", (publication_name(cluster),)).fetchone()
+        if not tables:
+            home.execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(name))
+            return
+        if exists is None:
+            home.execute(
+                sql.SQL("CREATE PUBLICATION {} WITH (publish = 'insert, update, delete, truncate')").format(name)
+            )
+        present = set(
+            home.execute(
+                "SELECT schemaname, tablename FROM pg_publication_tables WHERE pubname = %s",
+                (publication_name(cluster),),
+            ).fetchall()
+        )
+        for schema, table in sorted(set(tables) - present):
+            home.execute(sql.SQL("ALTER PUBLICATION {} ADD TABLE ONLY {}").format(name, sql.Identifier(schema, table)))
+        for schema, table in sorted(present - set(tables)):
+            home.execute(sql.SQL("ALTER PUBLICATION {} DROP TABLE ONLY {}").format(name, sql.Identifier(schema, table)))
+
+
+def subscribe(
+    home: psycopg.Connection, home_shard: Shard, there: psycopg.Connection, shard: Shard, cluster: str
+) -> None:
+    """Make a shard's subscription with a first copy, or refresh its list of tables. Harmless when it is right.
+
+    Args:
+        home: connection to the home shard, in autocommit mode.
+        home_shard: the home shard.
+        there: connection to the other shard, in autocommit mode.
+        shard: the other shard.
+        cluster: the cluster's id.
+
+    Raises:
+        StreamStalled: the slot could not be made: a transaction on the home's server stays open.
+    """
+    name = subscription_name(cluster, shard.name)
+    if _has_subscription(there, name):
+        # A crash between slot and subscription leaves none of these: the subscription is made last.
+        there.execute(
+            sql.SQL("ALTER SUBSCRIPTION {} REFRESH PUBLICATION WITH (copy_data = true)").format(sql.Identifier(name))
+        )
+        return
+    _make_slot(home, home_shard, name)
+    there.execute(
+        sql.SQL(
+            "CREATE SUBSCRIPTION {} CONNECTION {} PUBLICATION {} WITH (create_slot = false, slot_name = {}, "
+            "copy_data = true, enabled = true, streaming = off, disable_on_error = true)"
+        ).format(
+            sql.Identifier(name),
+            sql.Literal(_conninfo(home_shard)),
+            sql.Identifier(publication_name(cluster)),
+            sql.Literal(name),
+        )
+    )
+
+
+def unsubscribe(there: psycopg.Connection, home: psycopg.Connection | None, name: str) -> None:
+    """Drop a subscription and its slot; whatever is gone already is no fault.
+
+    Args:
+        there: connection to the subscribing shard, in autocommit mode.
+        home: connection to the home shard, or None where it cannot be reached; its slot stays then.
+        name: of both.
+    """
+    if _has_subscription(there, name):
+        identifier = sql.Identifier(name)
+        there.execute(sql.SQL("ALTER SUBSCRIPTION {} DISABLE").format(identifier))
+        # Without a slot of its own, DROP SUBSCRIPTION does not need the publisher.
+        with there.transaction():
+            there.execute(sql.SQL("ALTER SUBSCRIPTION {} SET (slot_name = NONE)").format(identifier))
+            there.execute(sql.SQL("DROP SUBSCRIPTION {}").format(identifier))
+    if home is not None:
+        drop_slot(home, name)
+
+
+def drop_slot(home: psycopg.Connection, name: str, patience: float = 30.0) -> None:
+    """Drop a slot once the walsender that uses it is gone.
+
+    Args:
+        home: connection to the shard that has the slot.
+        name: the slot's name.
+        patience: seconds to wait for the walsender; after half of them it is asked to end.
+
+    Raises:
+        StreamStalled: it is still in use.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        row = home.execute("SELECT active_pid FROM pg_replication_slots WHERE slot_name = %s", (name,)).fetchone()
+        if row is None:
+            return
+        if row[0] is None:
+            try:
+                home.execute("SELECT pg_drop_replication_slot(%s)", (name,))
+            except psycopg.errors.ObjectInUse:
+                continue
+            except psycopg.errors.UndefinedObject:
+                return
+            return
+        left = deadline - time.monotonic()
+        if left < 0:
+            raise errors.StreamStalled(
+                f"replication slot {name} is still used by pid {row[0]}", fix=f"SELECT pg_terminate_backend({row[0]})"
+            )
+        if left < patience / 2:
+            home.execute("SELECT pg_terminate_backend(%s)", (row[0],))
+        time.sleep(0.05)
+
+
+def lag_of(home: psycopg.Connection, there: psycopg.Connection, home_shard: str, shard: str, cluster: str) -> Lag:
+    """How far a shard's copies are behind.
+
+    Args:
+        home: connection to the home shard.
+        there: connection to the other shard.
+        home_shard: the home shard's name.
+        shard: the other shard's name.
+        cluster: the cluster's id.
+    """
+    name = subscription_name(cluster, shard)
+    stream = there.execute(
+        "SELECT s.subenabled, count(r.srrelid), count(r.srrelid) FILTER (WHERE r.srsubstate IN ('r', 's')) "
+        "FROM pg_subscription s LEFT JOIN pg_subscription_rel r ON r.srsubid = s.oid "
+        "WHERE s.subname = %s AND s.subdbid = (SELECT oid FROM pg_database WHERE datname = current_database()) "
+        "GROUP BY s.oid, s.subenabled",
+        (name,),
+    ).fetchone()
+    sent = home.execute(
+        "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), s.confirmed_flush_lsn)::bigint, s.active, "
+        "extract(epoch FROM greatest(r.flush_lag, r.replay_lag))::float8 "
+        "FROM pg_replication_slots s LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid WHERE s.slot_name = %s",
+        (name,),
+    ).fetchone()
+    if stream is None or sent is None:
+        return Lag(shard, home_shard, None, None, 0, stream[1] if stream else 0, "missing")
+    enabled, tables, ready = stream
+    behind, active, seconds = max(0, sent[0] or 0), sent[1], sent[2]
+    state = "ok" if behind == 0 else "behind"
+    if not enabled or not active:
+        state = "stopped"
+    elif ready < tables:
+        state = "copying"
+    return Lag(shard, home_shard, behind, 0.0 if behind == 0 else seconds, ready, tables, state)
+
+
+def wait_for_sync(
+    home: psycopg.Connection, there: psycopg.Connection, cluster: str, shard: str, patience: float = 60.0
+) -> None:
+    """Wait until a shard has the first copy of every reference table and all that the home had written when this was called.
+
+    Args:
+        home: connection to the home shard.
+        there: connection to the other shard.
+        cluster: the cluster's id.
+        shard: the other shard's name.
+        patience: seconds to wait.
+
+    Raises:
+        StreamStalled: not within that time, or the subscription was disabled by an error.
+    """
+    name = subscription_name(cluster, shard)
+    row = home.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone()
+    target = row[0] if row else "0/0"
+    deadline = time.monotonic() + patience
+    while True:
+        stream = there.execute(
+            "SELECT s.subenabled, count(r.srrelid) FILTER (WHERE r.srsubstate NOT IN ('r', 's')) "
+            "FROM pg_subscription s LEFT JOIN pg_subscription_rel r ON r.srsubid = s.oid WHERE s.subname = %s "
+            "AND s.subdbid = (SELECT oid FROM pg_database WHERE datname = current_database()) GROUP BY s.oid, s.subenabled",
+            (name,),
+        ).fetchone()
+        arrived = home.execute(
+            "SELECT confirmed_flush_lsn >= %s::pg_lsn FROM pg_replication_slots WHERE slot_name = %s", (target, name)
+        ).fetchone()
+        if stream is not None and stream[0] and stream[1] == 0 and arrived is not None and arrived[0]:
+            return
+        why = "there is no such subscription" if stream is None else "it does not advance"
+        if stream is not None and not stream[0]:
+            why = "it was disabled by an error; the server's log on that shard says which"
+        if (stream is not None and not stream[0]) or time.monotonic() > deadline:
+            raise errors.StreamStalled(
+                f"the reference tables' stream {name} to shard {shard} did not catch up: {why}",
+                fix="look at the server's log there, mend the cause, then ALTER SUBSCRIPTION .. ENABLE",
+                shard=shard,
+            )
+        time.sleep(0.05)
+
+
+def _has_subscription(there: psycopg.Connection, name: str) -> bool:
+    row = there.execute(
+        "SELECT FROM pg_subscription WHERE subname = %s "
+        "AND subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())",
+        (name,),
+    ).fetchone()
+    return row is not None
+
+
+def _make_slot(home: psycopg.Connection, home_shard: Shard, name: str) -> None:
+    if home.execute("SELECT FROM pg_replication_slots WHERE slot_name = %s", (name,)).fetchone() is not None:
+        # Left by a crash before its subscription was made: nothing was read from it, but it may hold old WAL.
+        drop_slot(home, name)
+    try:
+        with home.transaction():
+            home.execute("SET LOCAL lock_timeout = '15s'")
+            home.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (name,))
+    except psycopg.errors.LockNotAvailable:
+        raise errors.StreamStalled(
+            f"a slot on shard {home_shard.name} waits for transactions that are open on its server",
+            fix="let them end (pg_stat_activity, pg_prepared_xacts), then run this again",
+            shard=home_shard.name,
+        ) from None
+
+
+def _conninfo(home: Shard) -> str:
+    parts: dict[str, str] = {}
+    # The apply worker sees no environment of ours. A password that we were given goes into pg_subscription, where only
+    # superusers read it; a password file on the other shard's host is the better way.
+    password = engines.shard_password(home.name) or os.environ.get("PGPASSWORD")
+    if password:
+        parts["password"] = password
+    return conninfo.make_conninfo(home.subscribers_conninfo, **parts)

@@ -1,0 +1,152 @@
+"""Who is in the cluster: its id, its shards, and the lock that changes of the cluster's make-up take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psycopg
+from psycopg.rows import class_row
+
+from shardwright import errors
+
+# Two-key advisory lock on the catalog. 'SHWD' is the class of the shards' range locks too, but that is another database.
+_LOCK = (1397249860, 1)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard, as the catalog knows it."""
+
+    name: str
+    #: How we reach it; without secrets.
+    conninfo: str
+    #: How another shard's apply worker reaches it; None: the same way.
+    replication_conninfo: str | None = None
+    region: str = ""
+    #: Share of points that it should own, relative to the others.
+    weight: int = 1
+    system_identifier: str = ""
+    database_oid: int = 0
+    server_version: int = 0
+
+    @property
+    def subscribers_conninfo(self) -> str:
+        """How another shard's apply worker reaches it."""
+        return self.replication_conninfo or self.conninfo
+
+
+_SELECT = (
+    "SELECT name, conninfo, replication_conninfo, region, weight, system_identifier, database_oid, server_version "
+    "FROM shardwright.shards"
+)
+
+
+def cluster_id(catalog: psycopg.Connection) -> str:
+    """The cluster's id, a UUID in text form.
+
+    Args:
+        catalog: connection to the catalog.
+    """
+    row = catalog.execute("SELECT id::text FROM shardwright.cluster").fetchone()
+    if row is None:
+        raise errors.InvariantFailed("the catalog has lost its cluster's id")
+    return str(row[0])
+
+
+def list_shards(catalog: psycopg.Connection) -> list[Shard]:
+    """All shards, by name.
+
+    Args:
+        catalog: connection to the catalog.
+    """
+    with catalog.cursor(row_factory=class_row(Shard)) as cursor:
+        return cursor.execute(_SELECT + " ORDER BY name").fetchall()
+
+
+def get_shard(catalog: psycopg.Connection, name: str) -> Shard:
+    """One shard.
+
+    Args:
+        catalog: connection to the catalog.
+        name: its name.
+
+    Raises:
+        UnknownShard: there is none of that name.
+    """
+    for shard in (shards := list_shards(catalog)):
+        if shard.name == name:
+            return shard
+    known = ", ".join(shard.name for shard in shards) or "none yet"
+    raise errors.UnknownShard(f"there is no shard {name}", fix=f"shards are: {known}", shard=name)
+
+
+def live_operations(catalog: psycopg.Connection) -> list[tuple[int, str]]:
+    """Number and phase of every operation that has not ended.
+
+    Args:
+        catalog: connection to the catalog.
+    """
+    return catalog.execute(
+        "SELECT id, phase FROM shardwright.operations WHERE phase NOT IN ('done', 'aborted') ORDER BY id"
+    ).fetchall()
+
+
+def refuse_live_operations(catalog: psycopg.Connection, what: str) -> None:
+    """Check that no operation is live: what it moves must not change under it.
+
+    Args:
+        catalog: connection to the catalog.
+        what: what was about to be done, for the message.
+
+    Raises:
+        OperationConflict: one is live.
+    """
+    for number, phase in live_operations(catalog):
+        raise errors.OperationConflict(
+            f"operation {number} is live ({phase}): {what} has to wait",
+            fix=f"shardwright reshard status {number}; then finish or abort it",
+            operation=number,
+        )
+
+
+@contextmanager
+def changing(catalog: psycopg.Connection, patience: float = 30.0) -> Iterator[None]:
+    """Hold the lock of those who change shards, keyspaces or tables: one at a time.
+
+    It is a lock of the session and not of a transaction: making a replication slot waits for every transaction of its
+    server, and the catalog may be on that server.
+
+    Args:
+        catalog: connection to the catalog, in autocommit mode.
+        patience: seconds to wait for the lock.
+
+    Raises:
+        LockTimeout: somebody else held it for that long.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        row = catalog.execute("SELECT pg_try_advisory_lock(%s, %s)", _LOCK).fetchone()
+        if row is not None and row[0]:
+            break
+        if time.monotonic() > deadline:
+            holder = catalog.execute(
+                "SELECT l.pid, a.application_name FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid) "
+                "WHERE l.locktype = 'advisory' AND l.granted AND l.database = "
+                "(SELECT oid FROM pg_database WHERE datname = current_database()) "
+                "AND l.classid = %s::bigint AND l.objid = %s::bigint",
+                _LOCK,
+            ).fetchone()
+            who = f"pid {holder[0]} ({holder[1]})" if holder else "another session"
+            raise errors.LockTimeout(
+                f"another command is changing shards, keyspaces or tables: {who}",
+                fix="wait for it, then run this again",
+            )
+        time.sleep(0.1)
+    try:
+        yield
+    finally:
+        if not catalog.closed:
+            catalog.execute("SELECT pg_advisory_unlock(%s, %s)", _LOCK)
