@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Protocol
+from typing import Any, Protocol
 
 import psycopg
 from psycopg import conninfo
@@ -67,10 +67,11 @@ def without_secret(dsn: str) -> str:
         SecretInConninfo: it carries a password.
     """
     try:
-        parts = conninfo.conninfo_to_dict(dsn)
+        parts: dict[str, Any] = conninfo.conninfo_to_dict(dsn)
     except psycopg.Error as error:
         raise errors.BadOption(
-            f"not a connection string: {redact(str(error)).strip()}", fix="give libpq's key=value form or a postgresql:// URI"
+            f"not a connection string: {redact(str(error)).strip()}",
+            fix="give libpq's key=value form or a postgresql:// URI",
         ) from None
     if parts.pop("password", None) is not None:
         raise errors.SecretInConninfo(
@@ -86,11 +87,13 @@ def shard_password(name: str) -> str | None:
 
 
 def _open(what: str, dsn: str, application_name: str, password: str | None, **extra: str) -> psycopg.Connection:
-    options: dict[str, str] = {"connect_timeout": "10", **_KEEPALIVES, **extra, "application_name": application_name}
+    options = {"connect_timeout": "10", **_KEEPALIVES, **extra, "application_name": application_name}
     if password is not None:
         options["password"] = password
     try:
-        return psycopg.Connection.connect(conninfo.make_conninfo(dsn, **options), autocommit=True, prepare_threshold=None)
+        return psycopg.Connection.connect(
+            conninfo.make_conninfo(dsn, **options), autocommit=True, prepare_threshold=None
+        )
     except psycopg.ProgrammingError as error:
         raise errors.BadOption(f"not a connection string for {what}: {redact(str(error)).strip()}") from None
     except psycopg.OperationalError as error:
@@ -112,7 +115,9 @@ def connect_error(what: str, error: psycopg.OperationalError) -> errors.Precondi
         )
     if "hot standby mode" in said or "not primary" in said or "is in recovery" in said:
         return errors.NotPrimary(f"{what} is a standby", fix="give the primary's address")
-    return errors.CannotConnect(f"cannot connect to {what}: {said}", fix="is the server running, and does pg_hba.conf let us in?")
+    return errors.CannotConnect(
+        f"cannot connect to {what}: {said}", fix="is the server running, and does pg_hba.conf let us in?"
+    )
 
 
 def _pin(connection: psycopg.Connection, what: str, replica_role: bool) -> None:

@@ -412,9 +412,7 @@ def reserve_cuts(
     return cuts
 
 
-def commit_cuts(
-    connection: psycopg.Connection, operation: int, op_epoch: int, cuts: Sequence[Cut]
-) -> None:
+def commit_cuts(connection: psycopg.Connection, operation: int, op_epoch: int, cuts: Sequence[Cut]) -> None:
     """Write cuts into the shard map; owners stay.
 
     Raises:

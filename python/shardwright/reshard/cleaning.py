@@ -59,15 +59,19 @@ def delete_rows(
         (keyspace.id, shard, points.literal()),
     ).fetchone()
     if row is None or row[0] != 0:
-        raise errors.InvariantFailed(f"rows of {points.literal()} were about to be deleted on {shard}, which serves them")
+        raise errors.InvariantFailed(
+            f"rows of {points.literal()} were about to be deleted on {shard}, which serves them"
+        )
     deleted = 0
     for table in world.guarded(move.keyspace):
         if table.key_column is None:
             continue
         where = owned_sql(keyspace, points, quote_identifier(table.key_column))
-        size = world.shard(shard).execute(
-            "SELECT pg_relation_size(%s::regclass) / current_setting('block_size')::int8", (table.qualified,)
-        ).fetchone()
+        size = (
+            world.shard(shard)
+            .execute("SELECT pg_relation_size(%s::regclass) / current_setting('block_size')::int8", (table.qualified,))
+            .fetchone()
+        )
         pages = int(size[0]) if size is not None else 0
         for first in range(0, pages + 1, DELETE_PAGES):
             last = first + DELETE_PAGES

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import psycopg
 
@@ -23,6 +24,8 @@ from shardwright.reshard.failpoints import reach
 from shardwright.reshard.world import World
 from shardwright.routing.multirange import Multirange
 from shardwright.routing.predicates import GuardedTable, owned_sql, quote_identifier
+
+_Row = tuple[Any, ...]
 
 CHUNKS = 1024
 #: How many differing keys are reported by name.
@@ -161,9 +164,9 @@ def _compare_table(
     return found
 
 
-def _both(here: psycopg.Connection, there: psycopg.Connection, text: str) -> tuple[list[tuple], list[tuple]]:
+def _both(here: psycopg.Connection, there: psycopg.Connection, text: str) -> tuple[list[_Row], list[_Row]]:
     """Run one query on both sides at the same time."""
-    answers: dict[str, list[tuple] | BaseException] = {}
+    answers: dict[str, list[_Row] | BaseException] = {}
 
     def ask(name: str, connection: psycopg.Connection) -> None:
         try:
@@ -188,7 +191,8 @@ def _open_chunks(
     here: psycopg.Connection, there: psycopg.Connection, table: GuardedTable, points: Multirange, chunks: list[int]
 ) -> list[tuple[str, str]]:
     mine, theirs = _both(here, there, _rows_sql(here, table, points, chunks))
-    ours, other = dict(mine), dict(theirs)
+    ours: dict[str, int] = dict(mine)
+    other: dict[str, int] = dict(theirs)
     differences = []
     for key in sorted(ours.keys() | other.keys()):
         if key not in other:

@@ -266,9 +266,7 @@ def list_blockers(
 
 def _commit(world: World, move: Move, batch: Batch, direction: str) -> int:
     try:
-        return operations.commit_batch(
-            world.catalog, world.operation, move, batch, world.keyspace(move).id, direction
-        )
+        return operations.commit_batch(world.catalog, world.operation, move, batch, world.keyspace(move).id, direction)
     except psycopg.OperationalError as lost:
         # The answer is lost: the catalog alone knows. It is asked, never guessed.
         wanted = "target" if direction == "forward" else "source"

@@ -17,7 +17,7 @@ from shardwright.reshard.phases import Event, Goal, Phase, allowed_goals, next_e
 from shardwright.reshard.plan import BATCH_SHARES, Plan, PlannedMove, make_plan
 from shardwright.reshard.status import Status
 from shardwright.routing.multirange import Multirange
-from shardwright.routing.predicates import owned_sql, quote_identifier
+from shardwright.routing.predicates import quote_identifier
 from shardwright.routing.shard_map import Keyspace, ShardMap
 
 #: Bytes a second that a copy is expected to reach before anything was measured on these servers.
@@ -168,10 +168,7 @@ def start(catalog: psycopg.Connection, made: Plan, settings: Mapping[str, Any] |
         catalog,
         made.request,
         wanted,
-        [
-            NewMove(keyspaces[m.keyspace], m.source, m.target, m.points, m.batches, m.rows, m.bytes)
-            for m in made.moves
-        ],
+        [NewMove(keyspaces[m.keyspace], m.source, m.target, m.points, m.batches, m.rows, m.bytes) for m in made.moves],
         made.map_version,
     )
 
@@ -275,9 +272,7 @@ def _stored_error(stored: Mapping[str, Any]) -> errors.ShardwrightError:
     return errors.StreamStalled(str(stored.get("message", "the worker failed")))
 
 
-def verify(
-    catalog_dsn: str, operation: int, on_status: Callable[[Status], None] | None = None
-) -> Status:
+def verify(catalog_dsn: str, operation: int, on_status: Callable[[Status], None] | None = None) -> Status:
     """Compare both sides of an operation once more, and keep the certificates.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -95,7 +96,7 @@ def make_batches(points: Multirange, shares: Sequence[float] = BATCH_SHARES) -> 
     Raises:
         BadOption: the shares do not rise to 1.
     """
-    if not shares or shares[-1] != 1.0 or any(a >= b for a, b in zip(shares, shares[1:], strict=False)) or shares[0] <= 0:
+    if not shares or shares[-1] != 1.0 or any(a >= b for a, b in itertools.pairwise(shares)) or shares[0] <= 0:
         raise errors.BadOption(f"batch shares {list(shares)} do not rise to 1", fix="for example 0.01,0.11,1")
     total = points.count()
     if total is None:
@@ -148,7 +149,9 @@ def make_plan(
         BadOption: not exactly one was asked for, or nothing would move.
         UnknownShard, UnknownKeyspace, BadRange: as their names say.
     """
-    asked = [name for name, value in (("add", add), ("drain", drain), ("weights", new_weights), ("move", move)) if value]
+    asked = [
+        name for name, value in (("add", add), ("drain", drain), ("weights", new_weights), ("move", move)) if value
+    ]
     if len(asked) != 1 or (move is None) != (to is None):
         raise errors.BadOption(
             "a plan is made from exactly one of --add, --drain, --weights, or --move with --to",
@@ -158,7 +161,8 @@ def make_plan(
     for name in (add, drain, to, *(new_weights or {})):
         if name is not None and name not in wanted:
             raise errors.UnknownShard(
-                f"there is no shard {name}; known are {', '.join(sorted(wanted)) or 'none'}", fix="shardwright shard add"
+                f"there is no shard {name}; known are {', '.join(sorted(wanted)) or 'none'}",
+                fix="shardwright shard add",
             )
     request: dict[str, Any]
     if move is not None and to is not None:
@@ -237,7 +241,9 @@ def _named_move(shard_map: ShardMap, move: str, to: str) -> list[tuple[str, str,
     lo = int(found["lo"]) if found["lo"] else None
     hi = int(found["hi"]) if found["hi"] else None
     if lo is not None and hi is not None and lo >= hi:
-        raise errors.BadRange(f"[{lo},{hi}) is empty: a range is half-open and must contain a point", fix="give LO < HI")
+        raise errors.BadRange(
+            f"[{lo},{hi}) is empty: a range is half-open and must contain a point", fix="give LO < HI"
+        )
     points = Multirange(((lo, hi),)).bounds_within(keyspace)
     moves = []
     for source in shard_map.shards():

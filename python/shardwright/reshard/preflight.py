@@ -71,10 +71,8 @@ def check(catalog: psycopg.Connection, shard_map: ShardMap, plan: Plan) -> None:
         )
 
 
-def _server_problems(
-    connection: psycopg.Connection, name: str, shard: roster.Shard, streams: int
-) -> Iterable[Problem]:
-    settings = dict(
+def _server_problems(connection: psycopg.Connection, name: str, shard: roster.Shard, streams: int) -> Iterable[Problem]:
+    settings: dict[str, str] = dict(
         connection.execute(
             "SELECT name, setting FROM pg_settings WHERE name IN ('wal_level', 'max_replication_slots', "
             "'max_wal_senders', 'max_logical_replication_workers', 'max_worker_processes', 'max_slot_wal_keep_size')"
@@ -106,7 +104,9 @@ def _server_problems(
             "raise max_logical_replication_workers and max_worker_processes",
         )
     if prepared:
-        yield Problem(name, f"prepared transactions are in doubt: {prepared}", "COMMIT PREPARED or ROLLBACK PREPARED them")
+        yield Problem(
+            name, f"prepared transactions are in doubt: {prepared}", "COMMIT PREPARED or ROLLBACK PREPARED them"
+        )
     if (system, database) != (shard.system_identifier, shard.database_oid):
         yield Problem(
             name,
@@ -167,9 +167,7 @@ def _table_problems(
             )
 
 
-def _trigger_problems(
-    connection: psycopg.Connection, name: str, table: tables.RegisteredTable
-) -> Sequence[Problem]:
+def _trigger_problems(connection: psycopg.Connection, name: str, table: tables.RegisteredTable) -> Sequence[Problem]:
     rows = connection.execute(
         "SELECT t.tgname, t.tgenabled::text FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid "
         "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s "

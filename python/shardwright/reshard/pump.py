@@ -167,9 +167,7 @@ class _Worker:
         same_major = source.info.server_version // 10000 == target.info.server_version // 10000
         form = "(FORMAT binary)" if same_major else "(FORMAT text)"
         with target.transaction():
-            target.execute(
-                "SELECT shardwright.hold(%s, %s)", (self.world.operation.id, self.world.operation.op_epoch)
-            )
+            target.execute("SELECT shardwright.hold(%s, %s)", (self.world.operation.id, self.world.operation.op_epoch))
             return pipe(
                 source,
                 f"COPY (SELECT {columns} FROM ONLY {chunk.table.qualified} WHERE {_pages_sql(chunk)} "

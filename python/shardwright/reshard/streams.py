@@ -97,9 +97,7 @@ def drop_slot(connection: psycopg.Connection, name: str, *, seconds: float = 30)
     """
     deadline = time.monotonic() + seconds
     while True:
-        row = connection.execute(
-            "SELECT active_pid FROM pg_replication_slots WHERE slot_name = %s", (name,)
-        ).fetchone()
+        row = connection.execute("SELECT active_pid FROM pg_replication_slots WHERE slot_name = %s", (name,)).fetchone()
         if row is None:
             return
         try:

@@ -123,9 +123,7 @@ class World:
 
     def open(self, name: str, *, replica_role: bool = False) -> psycopg.Connection:
         """A connection of the caller's own to a shard."""
-        return engines.connect_shard(
-            self.shards[name], self.application_name, replica_role=replica_role
-        )
+        return engines.connect_shard(self.shards[name], self.application_name, replica_role=replica_role)
 
     @property
     def application_name(self) -> str:
@@ -153,9 +151,7 @@ class World:
                 (f"^shardwright op {self.operation.id} epoch [0-9]+$", self.application_name),
             )
             with self._superseded_as_error():
-                connection.execute(
-                    "SELECT shardwright.claim(%s, %s)", (self.operation.id, self.operation.op_epoch)
-                )
+                connection.execute("SELECT shardwright.claim(%s, %s)", (self.operation.id, self.operation.op_epoch))
         # only a token that is still the catalog's may act: a successor may have come and gone meanwhile
         self.refresh()
 
@@ -179,9 +175,7 @@ class World:
             with self._superseded_as_error(), connection.transaction():
                 if lock_timeout_ms:
                     connection.execute(f"SET LOCAL lock_timeout = {int(lock_timeout_ms)}".encode())
-                connection.execute(
-                    "SELECT shardwright.hold(%s, %s)", (self.operation.id, self.operation.op_epoch)
-                )
+                connection.execute("SELECT shardwright.hold(%s, %s)", (self.operation.id, self.operation.op_epoch))
                 yield connection
         except psycopg.errors.LockNotAvailable as error:
             raise errors.LockTimeout(f"a lock on shard {name} was not had in {lock_timeout_ms} ms") from error
@@ -207,6 +201,8 @@ class World:
         deadline = time.monotonic() + seconds
         while not ready():
             if time.monotonic() > deadline:
-                raise errors.StreamStalled(f"waited {seconds:.0f} s: {what}", fix="look at the servers' logs, then resume")
+                raise errors.StreamStalled(
+                    f"waited {seconds:.0f} s: {what}", fix="look at the servers' logs, then resume"
+                )
             self.on_progress()
             time.sleep(poll)

@@ -57,7 +57,9 @@ def point_sql(keyspace: Keyspace, column: str) -> str:
     hashed = _HASH_CALL[keyspace.key_type].format(column=column, seed=SEED)
     added = _ADDED.get(keyspace.key_type, COMBINE) & mask
     land, plus = "OPERATOR(pg_catalog.&)", "OPERATOR(pg_catalog.+)"
-    return f"((({hashed} {land} {mask}::pg_catalog.int8) {plus} {added}::pg_catalog.int8) {land} {mask}::pg_catalog.int8)"
+    return (
+        f"((({hashed} {land} {mask}::pg_catalog.int8) {plus} {added}::pg_catalog.int8) {land} {mask}::pg_catalog.int8)"
+    )
 
 
 def points_sql(points: Multirange) -> str:
@@ -129,9 +131,7 @@ def guard_functions_sql(table: GuardedTable, owned: Multirange, *, refuse_trunca
             f"write on its home shard {table.home_shard}",
         )
         bodies["insert"] = bodies["write"] = f"BEGIN {away} END"
-    return [
-        f"{prefix}guard_{what}_{table.table_id}{suffix}{_dollar_quote(body)}" for what, body in bodies.items()
-    ]
+    return [f"{prefix}guard_{what}_{table.table_id}{suffix}{_dollar_quote(body)}" for what, body in bodies.items()]
 
 
 def _truncate_body(table: GuardedTable, refuse: bool) -> str:

@@ -38,9 +38,11 @@ def _deleted_some(world: World) -> None:
 
 
 def _control_row_left(world: World, shard: str) -> bool:
-    row = world.shard(shard).execute(
-        "SELECT FROM shardwright.control WHERE operation = %s", (world.operation.id,)
-    ).fetchone()
+    row = (
+        world.shard(shard)
+        .execute("SELECT FROM shardwright.control WHERE operation = %s", (world.operation.id,))
+        .fetchone()
+    )
     return row is not None
 
 

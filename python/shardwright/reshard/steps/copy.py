@@ -45,13 +45,12 @@ def run(world: World) -> None:
         _record(world, done)
     reach("copy.copied")
     for target, table in bare:
-        connection = world.shard(target)
-        ddl.build_keys(connection, table.layout)
+        ddl.build_keys(world.shard(target), table.layout)
     for target, table in bare:
         ddl.build_foreign_keys(world.shard(target), table.layout)
     for move in world.operation.moves:
-        for table in world.guarded(move.keyspace):
-            world.shard(move.target).execute(f"ANALYZE {table.qualified}".encode())
+        for moved in world.guarded(move.keyspace):
+            world.shard(move.target).execute(f"ANALYZE {moved.qualified}".encode())
     reach("copy.keys_built")
     # what was estimated is known now
     for move in world.operation.moves:
@@ -94,9 +93,13 @@ def _drop_keys(world: World) -> list[tuple[str, RegisteredTable]]:
         for table in world.registered:
             if table.kind != "sharded" or table.keyspace not in keyspaces:
                 continue
-            serves = world.shard(target).execute(
-                "SELECT FROM shardwright.ranges WHERE keyspace = %s AND state = 'open' LIMIT 1", (table.keyspace,)
-            ).fetchone()
+            serves = (
+                world.shard(target)
+                .execute(
+                    "SELECT FROM shardwright.ranges WHERE keyspace = %s AND state = 'open' LIMIT 1", (table.keyspace,)
+                )
+                .fetchone()
+            )
             if serves is None:
                 with world.change(target, lock_timeout_ms=2000) as connection:
                     ddl.drop_keys(connection, table.layout)

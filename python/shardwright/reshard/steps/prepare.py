@@ -58,9 +58,11 @@ def _cut_ranges(world: World, move: Move) -> None:
 def _forget_old_ranges(world: World, move: Move, cuts: list[Cut]) -> None:
     """Take ranges that the shard map does not name any more off the source: cut ones, and what a crash left."""
     known = {r.id for r in maps.load_map(world.catalog).ranges_of(move.keyspace)}
-    rows = world.shard(move.source).execute(
-        "SELECT id FROM shardwright.ranges WHERE keyspace = %s", (move.keyspace,)
-    ).fetchall()
+    rows = (
+        world.shard(move.source)
+        .execute("SELECT id FROM shardwright.ranges WHERE keyspace = %s", (move.keyspace,))
+        .fetchall()
+    )
     stale = [row[0] for row in rows if row[0] not in known]
     attempts = int(world.operation.settings.get("fence_attempts", 40))
     timeout_ms = int(world.operation.settings.get("fence_lock_timeout_ms", 100))

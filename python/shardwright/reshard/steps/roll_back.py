@@ -16,9 +16,11 @@ def run(world: World) -> None:
     """
     reach("roll_back.started")
     for move in world.operation.moves:
-        has_way_back = world.shard(move.target).execute(
-            "SELECT FROM pg_publication WHERE pubname = %s", (world.stream_name(move, "back"),)
-        ).fetchone()
+        has_way_back = (
+            world.shard(move.target)
+            .execute("SELECT FROM pg_publication WHERE pubname = %s", (world.stream_name(move, "back"),))
+            .fetchone()
+        )
         fence.settle(world, move, reverse=has_way_back is not None)
         if move.served_by_target():
             compare.certify(world, move, "back", move.served_by_target())

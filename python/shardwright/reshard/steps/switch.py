@@ -51,9 +51,7 @@ def _make_way_back(world: World, move: Move) -> None:
     """The reverse stream exists, and runs, before the target is opened: else writes between the two would be lost to it."""
     name = world.stream_name(move, "back")
     tables = world.guarded(move.keyspace)
-    made = world.shard(move.target).execute(
-        "SELECT FROM pg_replication_slots WHERE slot_name = %s", (name,)
-    ).fetchone()
+    made = world.shard(move.target).execute("SELECT FROM pg_replication_slots WHERE slot_name = %s", (name,)).fetchone()
     if made is None:
         if move.served_by_target():
             raise errors.StreamStalled(
