@@ -30,6 +30,8 @@ SETTINGS: Mapping[str, str] = {
     "max_logical_replication_workers": "16",
     "max_sync_workers_per_subscription": "2",
     "max_worker_processes": "32",
+    # before 16 the launcher starts at most one apply worker in this time, over all subscriptions
+    "wal_retrieve_retry_interval": "200ms",
     "max_prepared_transactions": "10",
     "shared_buffers": "64MB",
     "max_wal_size": "1GB",
