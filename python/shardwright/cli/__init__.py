@@ -17,15 +17,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(version())
         return 0
     try:
-        import cyclopts  # noqa: F401
-        import rich  # noqa: F401
-    except ModuleNotFoundError as error:
-        print(f"error[SW212] the command line needs the package {error.name}", file=sys.stderr)
-        print("fix: pip install 'shardwright[cli]'", file=sys.stderr)
-        return 3
-    from shardwright.cli.app import run
+        try:
+            import cyclopts  # noqa: F401
+            import rich  # noqa: F401
+        except ModuleNotFoundError as error:
+            print(f"error[SW212] the command line needs the package {error.name}", file=sys.stderr)
+            print("fix: pip install 'shardwright[cli]'", file=sys.stderr)
+            return 3
+        from shardwright.cli.app import run
 
-    return run(words)
+        return run(words)
+    except KeyboardInterrupt:  # while it was still loading, or a second one while it cleaned up
+        print("error[SW306] interrupted\nfix: run the same command again", file=sys.stderr)
+        return 4
 
 
 def version() -> str:

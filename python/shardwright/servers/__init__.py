@@ -5,6 +5,15 @@ from __future__ import annotations
 from shardwright.servers.binaries import find_binaries, server_version
 from shardwright.servers.cluster import LocalCluster
 from shardwright.servers.endpoint import Endpoint
-from shardwright.servers.server import Server, start_all, stop_all
+from shardwright.servers.server import Server, free_port, start_all, stop_all
 
-__all__ = ["Endpoint", "LocalCluster", "Server", "find_binaries", "server_version", "start_all", "stop_all"]
+__all__ = [
+    "Endpoint",
+    "LocalCluster",
+    "Server",
+    "find_binaries",
+    "free_port",
+    "server_version",
+    "start_all",
+    "stop_all",
+]

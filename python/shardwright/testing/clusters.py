@@ -21,4 +21,4 @@ def make_ready(catalog: str, dsns: Mapping[str, str], keyspace: str = "users") -
         for name, dsn in dsns.items():
             shards.add_shard(connection, name, dsn)
         if keyspace:
-            keyspaces.create_keyspace(connection, keyspace, "hash", "int8", 4096, list(dsns))
+            keyspaces.create_keyspace(connection, keyspace, buckets=4096, shards=list(dsns))
