@@ -1,6 +1,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, final
 
+__all__ = ["RangeTable", "check_key", "fingerprint", "migrations", "place", "point", "points"]
+
 @final
 class RangeTable:
     def __new__(

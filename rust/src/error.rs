@@ -5,8 +5,6 @@ use std::fmt;
 /// A call that has no meaning; the text is one sentence without secrets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Error {
-    /// A key is of the wrong type or outside the range of its type.
-    BadKey(String),
     /// The type cannot be a shard key.
     UnsupportedKeyType(String),
     /// A range is empty, inverted, outside its keyspace, overlaps another one or leaves a gap.
@@ -21,9 +19,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl fmt::Display for Error {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::BadKey(text) | Error::UnsupportedKeyType(text) | Error::BadRange(text) | Error::BadOption(text) => {
-                out.write_str(text)
-            }
+            Error::UnsupportedKeyType(text) | Error::BadRange(text) | Error::BadOption(text) => out.write_str(text),
         }
     }
 }

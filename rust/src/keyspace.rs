@@ -55,9 +55,12 @@ impl FromStr for KeyType {
             "varchar" => KeyType::Varchar,
             "uuid" => KeyType::Uuid,
             "bytea" => KeyType::Bytea,
-            _ => return Err(Error::UnsupportedKeyType(format!(
-                "{name:?} cannot be a shard key: the proven types are int2, int4, int8, text, varchar, uuid and bytea"
-            ))),
+            _ => {
+                return Err(Error::UnsupportedKeyType(format!(
+                    "{name:?} cannot be a shard key: the proven types are \
+                     int2, int4, int8, text, varchar, uuid and bytea"
+                )))
+            }
         })
     }
 }
