@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import psycopg
 from psycopg import conninfo
 
 from shardwright import errors
+
+if TYPE_CHECKING:
+    import sqlalchemy
 
 #: Settings of every connection of ours. Text forms must not depend on the server's configuration, RLS must raise
 #: instead of hiding rows, and no server-side timeout may end a guard transaction or a snapshot.
@@ -84,6 +88,28 @@ def without_secret(dsn: str) -> str:
 def shard_password(name: str) -> str | None:
     """The password that the environment gives for one shard, or None."""
     return os.environ.get("SHARDWRIGHT_PASSWORD_" + re.sub(r"\W", "_", name).upper())
+
+
+class HasSubscribersConninfo(HasConninfo, Protocol):
+    """What is needed to let another shard's server reach this one; `catalog.roster.Shard` is one."""
+
+    @property
+    def subscribers_conninfo(self) -> str:
+        """Its connection string as seen from other servers, without a password."""
+        ...
+
+
+def subscription_conninfo(shard: HasSubscribersConninfo) -> str:
+    """The connection string that a subscription to a shard stores.
+
+    The apply worker sees no environment of ours. A password that we were given goes into pg_subscription with it, where
+    only superusers read it; a password file on the subscriber's host is the better way, and then none is given to us.
+
+    Args:
+        shard: the publisher.
+    """
+    password = shard_password(shard.name) or os.environ.get("PGPASSWORD")
+    return conninfo.make_conninfo(shard.subscribers_conninfo, **({"password": password} if password else {}))
 
 
 def _open(what: str, dsn: str, application_name: str, password: str | None, **extra: str) -> psycopg.Connection:
@@ -188,3 +214,68 @@ def connect_replication(shard: HasConninfo, application_name: str = "shardwright
         replication="database",
         options="-c lock_timeout=10s -c statement_timeout=0 -c idle_in_transaction_session_timeout=0",
     )
+
+
+def session_engine(
+    shard: HasConninfo,
+    connection_class: type[psycopg.Connection[Any]],
+    vet: Callable[[Any], None],
+    *,
+    application_name: str,
+    pool_size: int,
+    max_overflow: int,
+    prepare_threshold: int | None,
+    **options: Any,
+) -> sqlalchemy.Engine:
+    """The SQLAlchemy engine of an application's sessions on one shard's primary. Connects when it is first used.
+
+    Settings are the server's and the role's own, as an application expects; only its primary is accepted (unless the
+    connection string says otherwise by `target_session_attrs`, as it must behind Pgpool-II).
+
+    Args:
+        shard: whom to call.
+        connection_class: what its connections are.
+        vet: called with each new connection, in autocommit mode; raises where it must not be used.
+        application_name: as shown in pg_stat_activity.
+        pool_size: connections kept open.
+        max_overflow: connections opened beyond them while they are needed.
+        prepare_threshold: psycopg's; None never prepares, which PgBouncer in transaction mode asks for.
+        options: further arguments of `sqlalchemy.create_engine`.
+
+    Returns:
+        The engine; errors of connecting are `ShardUnavailable`.
+    """
+    # Here and not above: the command line opens connections without SQLAlchemy.
+    import sqlalchemy.event
+
+    engine = sqlalchemy.create_engine(
+        "postgresql+psycopg://", pool_size=pool_size, max_overflow=max_overflow, pool_use_lifo=True, **options
+    )
+
+    def connect(_dialect: object, _record: object, _args: object, arguments: dict[str, Any]) -> psycopg.Connection[Any]:
+        asked = conninfo.conninfo_to_dict(shard.conninfo)
+        wanted = {"target_session_attrs": "primary", "connect_timeout": "10", **_KEEPALIVES}
+        wanted = {name: value for name, value in wanted.items() if name not in asked}
+        wanted["application_name"] = application_name
+        if (password := shard_password(shard.name)) is not None:
+            wanted["password"] = password
+        try:
+            opened = connection_class.connect(
+                conninfo.make_conninfo(shard.conninfo, **wanted),
+                autocommit=True,
+                prepare_threshold=prepare_threshold,
+                **arguments,
+            )
+        except psycopg.OperationalError as error:
+            said = connect_error(f"shard {shard.name}", error)
+            raise errors.ShardUnavailable(said.message, fix=said.fix, shard=shard.name) from None
+        try:
+            vet(opened)
+        except BaseException:
+            opened.close()
+            raise
+        opened.autocommit = False
+        return opened
+
+    sqlalchemy.event.listen(engine, "do_connect", connect)
+    return engine

@@ -7,7 +7,8 @@ only what is missing, so that a stage which was interrupted is simply run again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import psycopg
@@ -61,25 +62,12 @@ def create_table(connection: psycopg.Connection, layout: Layout) -> bool:
     Raises:
         UnfitTable: it needs a type, a function or a collation that the shard does not have.
     """
-    with connection.transaction():
+    with connection.transaction(), _explained(connection, layout):
         if _exists(connection, layout):
             return False
-        try:
-            connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(layout.schema)))
-            for statement in _table_statements(layout):
-                connection.execute(statement)
-        except (
-            psycopg.errors.UndefinedObject,
-            psycopg.errors.UndefinedFunction,
-            psycopg.errors.UndefinedTable,
-            psycopg.errors.InvalidSchemaName,
-            psycopg.errors.FeatureNotSupported,
-        ) as error:
-            raise errors.UnfitTable(
-                f"table {layout.name} cannot be made in {connection.info.dbname}: {error.diag.message_primary}",
-                fix="make there first what it needs (types, functions, extensions), then run the command again",
-                table=layout.name,
-            ) from error
+        _make_types(connection, layout)
+        for statement in _table_statements(layout):
+            connection.execute(statement)
         _own(connection, layout)
     return True
 
@@ -114,9 +102,13 @@ def build_keys(connection: psycopg.Connection, layout: Layout) -> None:
     Args:
         connection: to the shard.
         layout: what should be there.
+
+    Raises:
+        UnfitTable: an index needs something that the shard does not have.
     """
-    for statement in missing_keys(connection, layout):
-        connection.execute(statement)
+    with _explained(connection, layout):
+        for statement in missing_keys(connection, layout):
+            connection.execute(statement)
 
 
 def build_foreign_keys(connection: psycopg.Connection, layout: Layout) -> None:
@@ -205,6 +197,45 @@ def pointing_here(connection: psycopg.Connection, layout: Layout) -> list[tuple[
         "WHERE o.contype = 'f' AND tn.nspname = %s AND t.relname = %s AND c.oid <> t.oid ORDER BY 1, 2, 3",
         (layout.schema, layout.table),
     ).fetchall()
+
+
+@contextmanager
+def _explained(connection: psycopg.Connection, layout: Layout) -> Iterator[None]:
+    """Something that a definition needs is missing: say so in our words."""
+    try:
+        yield
+    except (
+        psycopg.errors.UndefinedObject,
+        psycopg.errors.UndefinedFunction,
+        psycopg.errors.UndefinedTable,
+        psycopg.errors.UndefinedFile,
+        psycopg.errors.InvalidSchemaName,
+        psycopg.errors.FeatureNotSupported,
+        psycopg.errors.InsufficientPrivilege,
+        psycopg.errors.DuplicateTable,
+    ) as error:
+        raise errors.UnfitTable(
+            f"table {layout.name} cannot be made in database {connection.info.dbname}: {error.diag.message_primary}",
+            fix="make there first what it needs (types, functions, extensions), then run the command again",
+            table=layout.name,
+        ) from error
+
+
+def _make_types(connection: psycopg.Connection, layout: Layout) -> None:
+    """Extensions and enums that columns need, where they are missing."""
+    for needed in layout.types:
+        name = sql.Identifier(needed.schema, needed.name)
+        if needed.kind == "extension":
+            connection.execute(sql.SQL("CREATE EXTENSION IF NOT EXISTS {}").format(sql.Identifier(needed.name)))
+            continue
+        there = connection.execute(
+            "SELECT FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE nspname = %s AND typname = %s",
+            (needed.schema, needed.name),
+        ).fetchone()
+        if there is None:
+            connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(needed.schema)))
+            labels = sql.SQL(", ").join(map(sql.Literal, needed.labels))
+            connection.execute(sql.SQL("CREATE TYPE {} AS ENUM ({})").format(name, labels))
 
 
 def _exists(connection: psycopg.Connection, layout: Layout) -> bool:
@@ -334,11 +365,12 @@ def _own(connection: psycopg.Connection, layout: Layout) -> None:
             _log.warning("table %s is granted to %s, a role that this server does not have", layout.name, grant.role)
             continue
         columns = sql.SQL("({})").format(sql.Identifier(grant.column)) if grant.column else sql.SQL("")
+        what = sql.SQL("SEQUENCE {}").format(sql.Identifier(*grant.sequence)) if grant.sequence else table
         statements.append(
             sql.SQL("GRANT {} {} ON {} TO {} {}").format(
                 printed(grant.privilege),
                 columns,
-                table,
+                what,
                 sql.SQL("PUBLIC") if grant.role == "public" else sql.Identifier(grant.role),
                 sql.SQL("WITH GRANT OPTION" if grant.grantable else ""),
             )

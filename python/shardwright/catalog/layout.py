@@ -79,12 +79,25 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Grant:
-    """One privilege on the table, or on a column of it."""
+    """One privilege on the table, on a column of it, or on a sequence of it."""
 
     role: str
     privilege: str
     grantable: bool
     column: str | None = None
+    #: Schema and name of a sequence, where the privilege is on that.
+    sequence: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Type:
+    """What a column's type needs: an enum, or an extension."""
+
+    #: ``enum`` or ``extension``.
+    kind: str
+    schema: str
+    name: str
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,6 +109,7 @@ class Layout:
     columns: tuple[Column, ...]
     keys: tuple[Key, ...]
     sequences: tuple[Sequence, ...]
+    types: tuple[Type, ...]
     #: CREATE TRIGGER and CREATE STATISTICS texts, by name; the guards are not among them.
     triggers: tuple[tuple[str, str], ...]
     statistics: tuple[tuple[str, str], ...]
@@ -148,6 +162,9 @@ class Layout:
             for column in self.columns
         }
         found |= {f"{key.kind} {key.name}": f"{key.definition} {key.deferrable}" for key in self.keys}
+        found |= {
+            f"enum {type.schema}.{type.name}": ", ".join(type.labels) for type in self.types if type.kind == "enum"
+        }
         found |= {f"trigger {name}": text for name, text in self.triggers}
         found["replica identity"] = f"{self.replica_identity} {self.replica_index or ''}"
         return found
@@ -177,8 +194,13 @@ class Layout:
             value: decoded JSON.
         """
         fields = {name: value[name] for name in cls.__dataclass_fields__}
-        for name, made in (("columns", Column), ("sequences", Sequence), ("grants", Grant)):
+        for name, made in (("columns", Column), ("sequences", Sequence)):
             fields[name] = tuple(made(**item) for item in fields[name])
+        fields["types"] = tuple(Type(**{**item, "labels": tuple(item["labels"])}) for item in fields["types"])
+        fields["grants"] = tuple(
+            Grant(**{**item, "sequence": tuple(item["sequence"]) if item["sequence"] else None})
+            for item in fields["grants"]
+        )
         fields["keys"] = tuple(
             Key(**{**item, "columns": tuple(item["columns"]), "to_columns": tuple(item["to_columns"])})
             for item in fields["keys"]
@@ -253,6 +275,16 @@ SELECT jsonb_build_object(
     JOIN pg_sequence s ON s.seqrelid = b.objid JOIN pg_class sc ON sc.oid = b.objid
     JOIN pg_namespace sn ON sn.oid = sc.relnamespace
     JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = b.attnum),
+  'types', (SELECT jsonb_agg(DISTINCT jsonb_build_object('kind', CASE WHEN x.oid IS NULL THEN 'enum' ELSE 'extension' END,
+      'schema', n2.nspname, 'name', coalesce(x.extname, ty.typname),
+      'labels', CASE WHEN x.oid IS NULL THEN ARRAY(SELECT enumlabel FROM pg_enum WHERE enumtypid = ty.oid
+                                                     ORDER BY enumsortorder) ELSE '{}' END))
+    FROM pg_attribute a JOIN pg_type t0 ON t0.oid = a.atttypid
+    JOIN pg_type ty ON ty.oid = CASE WHEN t0.typcategory = 'A' THEN t0.typelem ELSE t0.oid END
+    LEFT JOIN pg_depend d ON d.classid = 'pg_type'::regclass AND d.objid = ty.oid AND d.deptype = 'e'
+    LEFT JOIN pg_extension x ON d.refclassid = 'pg_extension'::regclass AND x.oid = d.refobjid
+    JOIN pg_namespace n2 ON n2.oid = coalesce(x.extnamespace, ty.typnamespace)
+   WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND (ty.typtype = 'e' OR x.oid IS NOT NULL)),
   'triggers', (SELECT jsonb_agg(jsonb_build_array(tgname, pg_get_triggerdef(oid)) ORDER BY tgname) FROM pg_trigger
     WHERE tgrelid = c.oid AND NOT tgisinternal AND tgname NOT LIKE '~shardwright\\_%%'),
   'statistics', (SELECT jsonb_agg(jsonb_build_array(stxname, pg_get_statisticsobjdef(oid)) ORDER BY stxname)
@@ -263,10 +295,17 @@ SELECT jsonb_build_object(
   'comment', obj_description(c.oid, 'pg_class'), 'owner', pg_get_userbyid(c.relowner),
   'grants', (SELECT jsonb_agg(jsonb_build_object('role', CASE g.grantee WHEN 0 THEN 'public'
         ELSE pg_get_userbyid(g.grantee) END, 'privilege', g.privilege_type, 'grantable', g.is_grantable,
-        'column', g.attname) ORDER BY g.attname NULLS FIRST, g.grantee, g.privilege_type)
-    FROM (SELECT NULL::name AS attname, e.* FROM aclexplode(c.relacl) e
+        'column', g.attname, 'sequence', CASE WHEN g.seqname IS NOT NULL THEN ARRAY[g.seqschema, g.seqname] END)
+        ORDER BY g.seqname NULLS FIRST, g.attname NULLS FIRST, g.grantee, g.privilege_type)
+    FROM (SELECT NULL::name AS attname, NULL::name AS seqschema, NULL::name AS seqname, e.* FROM aclexplode(c.relacl) e
           UNION ALL
-          SELECT a.attname, e.* FROM pg_attribute a, aclexplode(a.attacl) e WHERE a.attrelid = c.oid AND a.attnum > 0
+          SELECT a.attname, NULL, NULL, e.* FROM pg_attribute a, aclexplode(a.attacl) e
+           WHERE a.attrelid = c.oid AND a.attnum > 0
+          UNION ALL
+          SELECT NULL, sn.nspname, s.relname, e.* FROM pg_depend d JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S'
+            JOIN pg_namespace sn ON sn.oid = s.relnamespace, aclexplode(s.relacl) e
+           WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = c.oid
+             AND d.refobjsubid > 0 AND d.deptype IN ('a', 'i')
          ) g WHERE g.grantee <> c.relowner))
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p', 'f', 'v', 'm')
@@ -306,5 +345,5 @@ def find_layout(connection: psycopg.Connection, schema: str, table: str) -> Layo
     if row is None:
         return None
     # An aggregate over nothing is NULL; a layout has empty lists.
-    lists = ("columns", "keys", "sequences", "triggers", "statistics", "options", "grants")
+    lists = ("columns", "keys", "sequences", "types", "triggers", "statistics", "options", "grants")
     return Layout.from_json({**row[0], **{name: row[0][name] or [] for name in lists}})

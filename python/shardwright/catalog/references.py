@@ -9,16 +9,19 @@ databases belong to one server.
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psycopg
-from psycopg import conninfo, sql
+from psycopg import sql
 
 from shardwright import engines, errors
 from shardwright.catalog.roster import Shard
+
+# From here on a stream is called behind.
+_FAR_BYTES = 16 * 1024 * 1024
+_FAR_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,9 @@ class Lag:
 
     shard: str
     home: str
-    #: WAL bytes that the home has written and the shard has not confirmed; None where the stream cannot be seen.
+    #: WAL bytes, of whatever tables, that the home has written and the shard has not confirmed; None where unknown.
     bytes: int | None
-    #: Age of the oldest change that is under way, in seconds; 0 when all is confirmed, None where it cannot be seen.
+    #: How long ago what was confirmed last had been written, 0 when idle; None where the stream does not run.
     seconds: float | None
     #: Tables whose first copy has arrived, and all tables.
     ready: int
@@ -119,7 +122,7 @@ def subscribe(
             "copy_data = true, enabled = true, streaming = off, disable_on_error = true)"
         ).format(
             sql.Identifier(name),
-            sql.Literal(_conninfo(home_shard)),
+            sql.Literal(engines.subscription_conninfo(home_shard)),
             sql.Identifier(publication_name(cluster)),
             sql.Literal(name),
         )
@@ -206,13 +209,14 @@ def lag_of(home: psycopg.Connection, there: psycopg.Connection, home_shard: str,
     if stream is None or sent is None:
         return Lag(shard, home_shard, None, None, 0, stream[1] if stream else 0, "missing")
     enabled, tables, ready = stream
-    behind, active, seconds = max(0, sent[0] or 0), sent[1], sent[2]
-    state = "ok" if behind == 0 else "behind"
+    # The server clears its lag times once a standby has caught up and stays idle.
+    behind, active, seconds = max(0, sent[0] or 0), sent[1], sent[2] or 0.0
+    state = "behind" if behind > _FAR_BYTES or seconds > _FAR_SECONDS else "ok"
     if not enabled or not active:
         state = "stopped"
     elif ready < tables:
         state = "copying"
-    return Lag(shard, home_shard, behind, 0.0 if behind == 0 else seconds, ready, tables, state)
+    return Lag(shard, home_shard, behind, seconds if active else None, ready, tables, state)
 
 
 def wait_for_sync(
@@ -281,13 +285,3 @@ def _make_slot(home: psycopg.Connection, home_shard: Shard, name: str) -> None:
             fix="let them end (pg_stat_activity, pg_prepared_xacts), then run this again",
             shard=home_shard.name,
         ) from None
-
-
-def _conninfo(home: Shard) -> str:
-    parts: dict[str, str] = {}
-    # The apply worker sees no environment of ours. A password that we were given goes into pg_subscription, where only
-    # superusers read it; a password file on the other shard's host is the better way.
-    password = engines.shard_password(home.name) or os.environ.get("PGPASSWORD")
-    if password:
-        parts["password"] = password
-    return conninfo.make_conninfo(home.subscribers_conninfo, **parts)

@@ -125,7 +125,7 @@ def remove_shard(catalog: psycopg.Connection, name: str) -> list[str]:
             if home is not None:
                 with engines.connect_shard(get_shard(catalog, home), "shardwright shard remove") as origin:
                     references.unsubscribe(there, origin, references.subscription_name(cluster, name))
-            dropped = sites.clear(there, known)
+            dropped = sites.clear(there, known, drop_tables=True)
             _forget(catalog, name)
     return dropped
 

@@ -59,13 +59,11 @@ def put(site: Site, table: RegisteredTable, shard_map: ShardMap) -> None:
     """
     connection, layout = site.connection, table.layout
     with connection.transaction():
-        new_schema = connection.execute("SELECT FROM pg_namespace WHERE nspname = %s", (layout.schema,)).fetchone()
+        make_schema(connection, layout.schema)
         made = ddl.create_table(connection, layout)
         if made:
             ddl.build_keys(connection, layout)
             note_created(connection, layout.schema, layout.table)
-            if new_schema is None:
-                note_created(connection, layout.schema, "")
     if made:
         site.made.append(layout)
     if not table.is_guarded_on(site.shard.name):
@@ -90,6 +88,19 @@ def put(site: Site, table: RegisteredTable, shard_map: ShardMap) -> None:
         site.guarded.append(table)
 
 
+def make_schema(connection: psycopg.Connection, schema: str) -> None:
+    """Make a schema where it is missing, and remember that it is ours.
+
+    Args:
+        connection: to the shard, in a transaction.
+        schema: its name.
+    """
+    there = connection.execute("SELECT FROM pg_namespace WHERE nspname = %s", (schema,)).fetchone()
+    if there is None:
+        connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
+        note_created(connection, schema, "")
+
+
 def note_created(connection: psycopg.Connection, schema: str, table: str) -> None:
     """Remember on the shard that a table (or, with an empty name, a schema) was made by us: we may drop it again.
 
@@ -102,6 +113,20 @@ def note_created(connection: psycopg.Connection, schema: str, table: str) -> Non
         "INSERT INTO shardwright.created (schema_name, table_name) VALUES (%s, %s) ON CONFLICT DO NOTHING",
         (schema, table),
     )
+
+
+def is_created(connection: psycopg.Connection, schema: str, table: str) -> bool:
+    """Whether we made a table on a shard, and did not find it there.
+
+    Args:
+        connection: to the shard.
+        schema: the table's schema.
+        table: its name.
+    """
+    row = connection.execute(
+        "SELECT FROM shardwright.created WHERE schema_name = %s AND table_name = %s", (schema, table)
+    ).fetchone()
+    return row is not None
 
 
 def owned_here(table: RegisteredTable, shard_map: ShardMap, shard: str) -> Multirange:
@@ -253,14 +278,15 @@ def drop_created(connection: psycopg.Connection, schema: str, table: str) -> boo
         return True
 
 
-def clear(connection: psycopg.Connection, known: Iterable[RegisteredTable]) -> list[str]:
-    """Take everything of ours off a shard: guards, tables that we made and that have no rows, the schema.
+def clear(connection: psycopg.Connection, known: Iterable[RegisteredTable], *, drop_tables: bool) -> list[str]:
+    """Take everything of ours off a shard: guards, the schema, and perhaps tables that we made and that have no rows.
 
     Subscriptions and slots are gone by then. May be run again after it broke off.
 
     Args:
         connection: to the shard.
         known: the registered tables.
+        drop_tables: False where the shard's database goes on as the application's only one.
 
     Returns:
         The tables that were dropped.
@@ -296,5 +322,4 @@ def clear(connection: psycopg.Connection, known: Iterable[RegisteredTable]) -> l
                 connection.execute(sql.SQL("DROP SCHEMA {}").format(sql.Identifier(schema)))
         except (psycopg.errors.DependentObjectsStillExist, psycopg.errors.InvalidSchemaName):
             continue
-    connection.execute("DROP SCHEMA IF EXISTS shardwright CASCADE")
     return dropped

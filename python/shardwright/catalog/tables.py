@@ -79,7 +79,10 @@ def list_tables(catalog: psycopg.Connection, keyspace: str | None = None) -> lis
         "WHERE %(keyspace)s::text IS NULL OR k.name = %(keyspace)s ORDER BY 2, 3",
         {"keyspace": keyspace},
     ).fetchall()
-    return [RegisteredTable(*row[:7], Layout.from_json(row[7])) for row in rows]
+    return [
+        RegisteredTable(number, schema, table, kind, space, key, home, Layout.from_json(layout))
+        for number, schema, table, kind, space, key, home, layout in rows
+    ]
 
 
 def get_table(catalog: psycopg.Connection, schema: str, table: str) -> RegisteredTable:
