@@ -196,29 +196,28 @@ class _Idler:
         self._name = f"{role}-{number}"
         self._number = number
         self._cluster = cluster
-        self._threads: list[threading.Thread] = []
         self._failures: list[BaseException] = []
         self._rounds = 0
 
     def round(self, shard: str, keys: Sequence[Any]) -> None:
-        """Open one transaction of each kind and return when all have done their first statement, or failed to."""
+        """One transaction of each kind; says ``open`` when all have done their first statement, ``closed`` at the end."""
         self._rounds += 1
         chosen = random.Random(f"{self._spec.seed}/{self._name}/{self._rounds}").sample(keys, len(self.WAYS))
         opened = [threading.Event() for _ in self.WAYS]
-        for index, (way, isolation) in enumerate(self.WAYS):
-            arguments = (index, way, isolation, shard, chosen[index], opened[index])
-            thread = threading.Thread(target=self._one, args=arguments)
+        threads = [
+            threading.Thread(target=self._one, args=(index, way, isolation, shard, chosen[index], opened[index]))
+            for index, (way, isolation) in enumerate(self.WAYS)
+        ]
+        for thread in threads:
             thread.start()
-            self._threads.append(thread)
         for event in opened:
             event.wait()
-
-    def join(self) -> None:
-        """Wait for the ends of all transactions; what one of them could not stand is raised."""
-        for thread in self._threads:
+        _say("open")
+        for thread in threads:
             thread.join()
         for failure in self._failures:
             raise failure
+        _say("closed")
 
     def _one(self, index: int, way: str, isolation: Isolation, shard: str, key: Any, opened: threading.Event) -> None:
         name = f"{self._name}-{self._rounds}-{index}"
@@ -260,8 +259,6 @@ def _idle(spec: Spec, role: str, number: int) -> None:
         _say("ready")
         for line in sys.stdin:
             idler.round(**json.loads(line))
-            _say("open")
-        idler.join()
 
 
 def _say(word: str) -> None:

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +91,13 @@ class Workload:
             if process.poll() is not None:
                 self._fail(name)
 
-    def open_idle_transactions(self, shard: str, keys: Sequence[Any]) -> None:
-        """Begin a round of idle transactions now, on these keys; returns when all are open (or were refused).
+    def idle_round(self, shard: str, keys: Sequence[Any], on_open: Callable[[], None] = lambda: None) -> None:
+        """One round of idle transactions: opened all at once, left alone between two statements, and ended.
 
         Args:
             shard: where the clients without the library open theirs.
-            keys: keys that live there; at least eight are used.
+            keys: keys that live there now; eight are taken.
+            on_open: called when all are open (or were refused). The call returns when all have ended.
         """
         for name, process in self._processes.items():
             if name.startswith("idle-"):
@@ -104,9 +105,12 @@ class Workload:
                 assert process.stdout is not None
                 process.stdin.write(json.dumps({"shard": shard, "keys": list(keys)}) + "\n")
                 process.stdin.flush()
-                if process.stdout.readline() != "open\n":
-                    process.wait()
-                    self._fail(name)
+                for expected, then in (("open\n", on_open), ("closed\n", None)):
+                    if process.stdout.readline() != expected:
+                        process.wait()
+                        self._fail(name)
+                    if then is not None:
+                        then()
 
     def stop(self, timeout: float = 60.0) -> list[Path]:
         """Let every process end its transaction and leave.
