@@ -32,7 +32,7 @@ class Watchdog:
             remove: a directory to remove after the server's end, when this process died without doing it.
         """
         self._shell = subprocess.Popen(
-            ["/bin/sh", "-c", _SCRIPT, "sh", str(pid), remove],
+            ["/bin/sh", "-c", _SCRIPT, "shardwright-watchdog", str(pid), remove],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
