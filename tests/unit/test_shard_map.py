@@ -4,10 +4,12 @@ import copy
 import itertools
 import json
 import pickle
+import sys
 import threading
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -207,3 +209,32 @@ def test_threads_share_a_map(shard_map: ShardMap) -> None:
     for thread in threads:
         thread.join()
     assert found == [expected] * 8
+
+
+def test_other_threads_run_while_keys_are_hashed(shard_map: ShardMap) -> None:
+    """With a switch interval of hours the other thread gets its turn only where the GIL is given away."""
+    keys = np.arange(2_000_000)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(3600)
+    try:
+        # The other thread must be awake in time, which a busy machine may fail to do once, but not twenty times.
+        assert any(_other_thread_ran(shard_map, keys) for _ in range(20))
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def _other_thread_ran(shard_map: ShardMap, keys: Any) -> bool:
+    gate, order = threading.Lock(), []
+
+    def other() -> None:
+        with gate:
+            order.append("other")
+
+    gate.acquire()
+    thread = threading.Thread(target=other)
+    thread.start()
+    gate.release()
+    shard_map.route_many("users", keys)
+    order.append("main")
+    thread.join()
+    return order == ["other", "main"]
