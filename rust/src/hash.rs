@@ -1,5 +1,7 @@
 //! The 64-bit seeded hashes that PostgreSQL's hash partitioning uses, bit for bit.
 //!
+//! Those of little-endian servers, that is: a big-endian one hashes bytes differently, integers alike.
+//!
 //! They are Bob Jenkins' lookup3 with PostgreSQL's start value. Golden vectors made by a real server and a comparison
 //! with live servers keep the two equal (`tests/agreement`).
 

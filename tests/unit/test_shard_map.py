@@ -123,6 +123,8 @@ def test_json_and_copies(shard_map: ShardMap) -> None:
     [
         lambda value: value.pop("version"),
         lambda value: value.pop("fingerprint"),
+        lambda value: value.update(version="5"),
+        lambda value: value.update(version=True),
         lambda value: value.update(fingerprint="0" * 16),
         lambda value: value.update(ranges=None),
         lambda value: value.update(keyspaces=[{"name": "x"}]),

@@ -201,6 +201,8 @@ class ShardMap:
             wanted = value["fingerprint"]
         except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise BadOption(f"this is no shard map: {error}", fix="save one with `shardwright map --json`") from error
+        if type(found.version) is not int or found.version < 0:
+            raise BadOption(f"this is no shard map: its version is {found.version!r}")
         if wanted != found.fingerprint:
             raise BadOption(f"the shard map is damaged: its fingerprint is {found.fingerprint}, not {wanted}")
         return found
