@@ -73,6 +73,7 @@ class Operation:
     #: Seconds until the lease ends, by the catalog's clock; negative when it has ended, None without a lease.
     lease_left: float | None
     error: Mapping[str, Any] | None
+    #: How often it was taken from a worker that had not given it back.
     resumed: int
     started_by: str
     created_at: datetime.datetime
@@ -256,9 +257,17 @@ def _move(row: Mapping[str, Any], batches: Sequence[Mapping[str, Any]]) -> Move:
 
 
 def take_over(
-    connection: psycopg.Connection, operation: int, holder: str, seconds: float, *, force: bool = False
+    connection: psycopg.Connection,
+    operation: int,
+    holder: str,
+    seconds: float,
+    *,
+    force: bool = False,
+    gone: str | None = None,
 ) -> Operation:
     """Take an operation's lease and raise its op_epoch, so that whoever held it can change nothing any more.
+
+    The error that an earlier try left is forgotten: it is this try that counts now.
 
     Args:
         connection: to the catalog.
@@ -266,6 +275,7 @@ def take_over(
         holder: who takes it, as shown to operators.
         seconds: how long the lease lasts unless renewed.
         force: take it though another's lease has not ended (an operator's `resume`).
+        gone: a holder that is known to be dead; its lease need not end.
 
     Raises:
         LeaseHeld: another holder's lease has not ended.
@@ -274,9 +284,10 @@ def take_over(
     row = connection.execute(
         "UPDATE shardwright.operations SET op_epoch = op_epoch + 1, lease_holder = %(holder)s, "
         "lease_until = clock_timestamp() + make_interval(secs => %(seconds)s), "
-        "resumed = resumed + (op_epoch > 0)::int "
-        "WHERE id = %(id)s AND (%(force)s OR lease_until IS NULL OR lease_until < clock_timestamp()) RETURNING id",
-        {"id": operation, "holder": holder, "seconds": seconds, "force": force},
+        "resumed = resumed + (lease_holder IS NOT NULL)::int, error = NULL "
+        "WHERE id = %(id)s AND (%(force)s OR lease_until IS NULL OR lease_until < clock_timestamp() "
+        "OR lease_holder = %(gone)s) RETURNING id",
+        {"id": operation, "holder": holder, "seconds": seconds, "force": force, "gone": gone},
     ).fetchone()
     found = get(connection, operation)
     if row is None:

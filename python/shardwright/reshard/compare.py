@@ -8,6 +8,7 @@ a marker proves that everything before it has arrived.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Sequence
@@ -166,25 +167,28 @@ def _compare_table(
 
 def _both(here: psycopg.Connection, there: psycopg.Connection, text: str) -> tuple[list[_Row], list[_Row]]:
     """Run one query on both sides at the same time."""
-    answers: dict[str, list[_Row] | BaseException] = {}
+    theirs: list[list[_Row] | BaseException] = []
 
-    def ask(name: str, connection: psycopg.Connection) -> None:
+    def ask() -> None:
         try:
-            answers[name] = connection.execute(text.encode()).fetchall()
+            theirs.append(there.execute(text.encode()).fetchall())
         except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
-            answers[name] = error
+            theirs.append(error)
 
-    other = threading.Thread(target=ask, args=("there", there), name="compare", daemon=True)
+    other = threading.Thread(target=ask, name="compare", daemon=True)
     other.start()
-    ask("here", here)
-    other.join()
-    mine, theirs = answers["here"], answers["there"]
-    for answer in (mine, theirs):
-        if isinstance(answer, BaseException):
-            raise answer
-    assert isinstance(mine, list)
-    assert isinstance(theirs, list)
-    return mine, theirs
+    try:
+        mine: list[_Row] = here.execute(text.encode()).fetchall()
+        other.join()
+    except BaseException:
+        # the other side must be idle before anybody closes its connection, and that may be hours from now
+        with contextlib.suppress(psycopg.Error):
+            there.cancel_safe(timeout=2)
+        other.join()
+        raise
+    if isinstance(theirs[0], BaseException):
+        raise theirs[0]
+    return mine, theirs[0]
 
 
 def _open_chunks(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 
@@ -19,6 +18,8 @@ from shardwright.reshard.status import Status
 from shardwright.routing.multirange import Multirange
 from shardwright.routing.predicates import quote_identifier
 from shardwright.routing.shard_map import Keyspace, ShardMap
+
+T = TypeVar("T")
 
 #: Bytes a second that a copy is expected to reach before anything was measured on these servers.
 EXPECTED_BYTES_PER_S = 40e6
@@ -206,6 +207,7 @@ def drive(
     *,
     take_over: bool = False,
     every: float = 0.5,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> Status:
     """Bring an operation to a goal in this process, or watch the worker that does.
 
@@ -216,6 +218,7 @@ def drive(
         on_status: called with a fresh status about every `every` seconds.
         take_over: take the operation from whoever works on it.
         every: seconds between two calls of `on_status`.
+        on_progress: called wherever the work may be broken off; it does so by raising `errors.Interrupted`.
 
     Returns:
         The status at the end.
@@ -224,56 +227,99 @@ def drive(
         UnknownOperation, WrongPhase: see `set_goal`.
         ShardwrightError: whatever stopped the work.
     """
-    with engines.connect_catalog(catalog_dsn, "shardwright drive") as catalog:
+    with _Eyes(catalog_dsn) as catalog:
         if goal is not None:
-            set_goal(catalog, operation, goal)
+            catalog.ask(lambda connection: set_goal(connection, operation, goal))
         last = 0.0
 
         def report() -> None:
             nonlocal last
+            on_progress()
             if on_status is not None and time.monotonic() - last >= every:
                 last = time.monotonic()
-                on_status(status.of(catalog, operation))
+                try:
+                    seen = catalog.ask(lambda connection: status.of(connection, operation))
+                except (errors.PreconditionError, psycopg.Error):
+                    return  # a display that cannot be renewed must not end the work
+                on_status(seen)
 
-        while not _at_rest(catalog, operation):
+        while not _at_rest(catalog.ask(lambda connection: operations.get(connection, operation))):
             try:
                 runner.run(catalog_dsn, operation, take_over=take_over, on_progress=report)
             except errors.LeaseHeld:
                 _watch(catalog, operation, report)
-        found = status.of(catalog, operation)
+        found = catalog.ask(lambda connection: status.of(connection, operation))
         if on_status is not None:
             on_status(found)
         return found
 
 
-def _at_rest(catalog: psycopg.Connection, operation: int) -> bool:
-    found = operations.get(catalog, operation)
+class _Eyes:
+    """A connection to the catalog that only looks, and is opened anew when it broke: the work has its own."""
+
+    def __init__(self, catalog_dsn: str) -> None:
+        self._dsn = catalog_dsn
+        self._connection: psycopg.Connection | None = None
+
+    def ask(self, question: Callable[[psycopg.Connection], T]) -> T:
+        """Ask, once more on a new connection where the old one turns out to be broken.
+
+        Raises:
+            CannotConnect: the catalog cannot be reached.
+        """
+        if self._connection is not None and not self._connection.closed:
+            try:
+                return question(self._connection)
+            except psycopg.OperationalError:
+                self._connection.close()
+        self._connection = engines.connect_catalog(self._dsn, "shardwright look")
+        return question(self._connection)
+
+    def __enter__(self) -> _Eyes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+
+def _at_rest(found: operations.Operation) -> bool:
     return next_event(Phase(found.phase), Goal(found.goal)) is None
 
 
-def _watch(catalog: psycopg.Connection, operation: int, report: Callable[[], None]) -> None:
+def _watch(catalog: _Eyes, operation: int, report: Callable[[], None]) -> None:
     """Wait while another worker has the lease; its failure is ours to report."""
     while True:
-        found = operations.get(catalog, operation)
+        found = catalog.ask(lambda connection: operations.get(connection, operation))
         if found.error is not None:
-            raise _stored_error(found.error)
-        if next_event(Phase(found.phase), Goal(found.goal)) is None:
-            return
-        if found.lease_left is None or found.lease_left < 0:
+            raise stored_error(found.error)
+        if _at_rest(found) or found.lease_left is None or found.lease_left < 0:
             return
         report()
         time.sleep(0.1)
 
 
-def _stored_error(stored: Mapping[str, Any]) -> errors.ShardwrightError:
+def stored_error(stored: Mapping[str, Any]) -> errors.ShardwrightError:
+    """The error that a worker left with its operation, to be raised again."""
     for kind in errors.error_classes():
         if kind.code == stored.get("code"):
-            return kind(str(stored["message"]), fix=str(stored.get("fix", "")))
+            return kind(
+                str(stored["message"]),
+                fix=str(stored.get("fix", "")),
+                durable_change=bool(stored.get("durable_change")),
+                ownership_known=stored.get("ownership_known") is not False,
+                **stored.get("facts", {}),
+            )
     return errors.StreamStalled(str(stored.get("message", "the worker failed")))
 
 
-def verify(catalog_dsn: str, operation: int, on_status: Callable[[Status], None] | None = None) -> Status:
+def verify(catalog_dsn: str, operation: int, on_progress: Callable[[], None] = lambda: None) -> Status:
     """Compare both sides of an operation once more, and keep the certificates.
+
+    Args:
+        catalog_dsn: where the catalog is.
+        operation: its number.
+        on_progress: called wherever the work may be broken off; it does so by raising `errors.Interrupted`.
 
     Raises:
         VerificationDiffers: they differ.
@@ -287,47 +333,5 @@ def verify(catalog_dsn: str, operation: int, on_status: Callable[[Status], None]
                 f"operation {operation} is {phase.value}: there are no two sides that must agree",
                 fix=f"shardwright reshard status {operation}",
             )
-        runner.run(catalog_dsn, operation, once=Event.VERIFY)
-        made = status.of(catalog, operation)
-        if on_status is not None:
-            on_status(made)
-        return made
-
-
-def work(catalog_dsn: str, *, once: bool = False, poll: float = 1.0, on_event: Callable[[str], None] = print) -> None:
-    """A worker's loop: takes whatever live operation is not at its goal and not leased, and drives it.
-
-    Args:
-        catalog_dsn: where the catalog is.
-        once: end when there is nothing to do.
-        poll: seconds between two looks.
-        on_event: called with one line for each thing that happens.
-    """
-    given_up: dict[int, str] = {}
-    while True:
-        busy = False
-        with engines.connect_catalog(catalog_dsn, "shardwright worker") as catalog:
-            live = operations.list_live(catalog)
-        for operation in live:
-            at = json.dumps([operation.phase, operation.goal])
-            if next_event(Phase(operation.phase), Goal(operation.goal)) is None:
-                continue
-            if operation.lease_left is not None and operation.lease_left > 0:
-                continue
-            # a failed operation waits for its operator, who sets a goal or resumes it
-            if operation.error is not None and given_up.get(operation.id) == at:
-                continue
-            busy = True
-            on_event(f"operation {operation.id}: {operation.phase}, goal {operation.goal}")
-            try:
-                done = runner.run(catalog_dsn, operation.id)
-                on_event(f"operation {operation.id}: {done.phase}")
-            except errors.LeaseHeld:
-                continue
-            except errors.ShardwrightError as error:
-                given_up[operation.id] = at
-                on_event(f"operation {operation.id}: error[{error.code}] {error.message}")
-        if not busy:
-            if once:
-                return
-            time.sleep(poll)
+        runner.run(catalog_dsn, operation, once=Event.VERIFY, on_progress=on_progress)
+        return status.of(catalog, operation)

@@ -6,6 +6,7 @@ sent on, which reaches nearly the rate of two psql processes in a pipe.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -24,6 +25,8 @@ from shardwright.routing.predicates import GuardedTable, owned_sql, quote_identi
 #: Pages of 8 kB that one chunk covers: 32 MiB of table.
 CHUNK_PAGES = 4096
 _BLOCK_BYTES = 128 * 1024
+#: A cancelled worker that has not ended after this long is left behind; the next one's token makes it harmless.
+_ENDING_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,11 @@ def copy_chunks(
     failures: list[BaseException] = []
     started = time.monotonic()
 
+    workers_made: list[_Worker] = []
+
     def work() -> None:
         worker = _Worker(world, snapshots)
+        workers_made.append(worker)
         try:
             while not stop.is_set():
                 try:
@@ -128,14 +134,18 @@ def copy_chunks(
     for thread in threads:
         thread.start()
     try:
-        while any(thread.is_alive() for thread in threads):
-            threads[0].join(0.25) if threads[0].is_alive() else threads[-1].join(0.25)
+        while running := [thread for thread in threads if thread.is_alive()]:
+            running[0].join(0.25)
             with lock:
                 report(dict(progress))
-    finally:
+    except BaseException:
+        # a COPY that waits for a lock or a slow server does not look at an event
         stop.set()
+        for worker in workers_made:
+            worker.cancel()
         for thread in threads:
-            thread.join()
+            thread.join(_ENDING_SECONDS)
+        raise
     if failures:
         first = failures[0]
         if isinstance(first, psycopg.Error):
@@ -188,6 +198,12 @@ class _Worker:
         if name not in self.targets:
             self.targets[name] = self.world.open(name, replica_role=True)
         return self.targets[name]
+
+    def cancel(self) -> None:
+        """Break off what the connections are doing; for another thread than the worker's own."""
+        for connection in (*self.sources.values(), *self.targets.values()):
+            with contextlib.suppress(psycopg.Error):
+                connection.cancel_safe(timeout=_ENDING_SECONDS)
 
     def close(self) -> None:
         for connection in (*self.sources.values(), *self.targets.values()):

@@ -35,6 +35,7 @@ _WORK: dict[tuple[Phase, Event], tuple[Callable[[World], None], ...]] = {
     (Phase.REVERTED, Event.VERIFY): (verify.run,),
     (Phase.VERIFIED, Event.VERIFY): (verify.run,),
     (Phase.SWITCHED, Event.VERIFY): (verify.run,),
+    (Phase.VERIFIED, Event.SWITCH): (switch.require_certificates,),
     (Phase.SWITCHING, Event.SWITCH): (switch.run,),
     (Phase.REVERTING, Event.ROLL_BACK): (roll_back.run,),
     (Phase.CLEANING, Event.FINISH): (clean_up.run,),
@@ -63,19 +64,22 @@ def run(
         The operation as it stands at the end.
 
     Raises:
-        LeaseHeld: another worker has it.
+        LeaseHeld: another worker has it, and is no dead process of this host.
         ShardwrightError: whatever stopped a step; it is kept with the operation.
     """
     failpoints.check_setting()
     holder = f"{socket.gethostname()}:{os.getpid()}"
     with engines.connect_catalog(catalog_dsn, "shardwright worker") as catalog:
-        taken = operations.take_over(catalog, operation, holder, LEASE_SECONDS, force=take_over)
+        before = operations.get(catalog, operation).lease_holder
+        taken = operations.take_over(
+            catalog, operation, holder, LEASE_SECONDS, force=take_over, gone=before if is_gone(before) else None
+        )
     with World(catalog_dsn, taken, on_progress) as world, _Lease(catalog_dsn, taken):
         try:
             world.claim_shards()
             return _work(world, once)
-        except errors.Superseded:
-            raise
+        except (errors.Superseded, errors.Interrupted):
+            raise  # no failure of the operation
         except errors.ShardwrightError as error:
             _keep_error(world, error.as_json())
             raise
@@ -86,6 +90,20 @@ def run(
             )
             _keep_error(world, wrapped.as_json())
             raise wrapped from error
+
+
+def is_gone(holder: str | None) -> bool:
+    """Whether a lease's holder was a process of this host that has ended without giving the lease back."""
+    host, _, pid = (holder or "").rpartition(":")
+    if host != socket.gethostname() or not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass  # it is there and another user's
+    return False
 
 
 def _work(world: World, once: Event | None) -> Operation:

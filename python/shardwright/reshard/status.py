@@ -17,7 +17,9 @@ from shardwright.reshard.phases import OWNS, SENTENCES, Goal, Phase, allowed_goa
 class MoveStatus:
     """How one move does."""
 
+    move: int
     keyspace: str
+    points: str
     source: str
     target: str
     rows_done: int
@@ -65,6 +67,7 @@ class Status:
     handovers: tuple[Handover, ...]
     certificates: tuple[CertificateStatus, ...]
     worker: str | None
+    #: How often a worker died or was superseded.
     resumed: int
     error: Mapping[str, Any] | None
     #: What of the operation is on the shards now, and goes with finish or abort.
@@ -132,7 +135,9 @@ def of(catalog: psycopg.Connection, operation: int) -> Status:
     ).fetchall()
     moves = tuple(
         MoveStatus(
+            move=move.id,
             keyspace=move.keyspace,
+            points=move.points.literal(),
             source=move.source,
             target=move.target,
             rows_done=move.rows_done,

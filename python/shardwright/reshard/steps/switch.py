@@ -21,8 +21,7 @@ def run(world: World) -> None:
         NotVerified: a move has no fresh certificate without differences.
         NotDrained, StreamStalled, OwnershipUnknown: see `fence.hand_over`.
     """
-    for move in world.operation.moves:
-        _require_certificate(world, move)
+    require_certificates(world)
     for move in world.operation.moves:
         _make_way_back(world, move)
     for number in sorted({batch.number for move in world.operation.moves for batch in move.batches}):
@@ -35,15 +34,27 @@ def run(world: World) -> None:
                     world.on_progress()
 
 
+def require_certificates(world: World) -> None:
+    """Check that all that is still to be switched was compared, found equal, and not too long ago.
+
+    Raises:
+        NotVerified: a move has no fresh certificate without differences.
+    """
+    for move in world.operation.moves:
+        _require_certificate(world, move)
+
+
 def _require_certificate(world: World, move: Move) -> None:
     if not move.served_by_source():
         return
     found = operations.latest_certificate(world.catalog, move.id, "forward")
     limit = float(world.operation.settings.get("certificate_seconds", CERTIFICATE_SECONDS))
     if found is None or found.differing or move.served_by_source() - found.points or found.age_seconds > limit:
+        # comparing again means standing still: what was switched goes back first
+        verb = "verify" if world.operation.phase == "verified" else "rollback"
         raise errors.NotVerified(
             f"move {move.id} from {move.source} to {move.target} has no fresh certificate",
-            fix=f"shardwright reshard verify {world.operation.id}",
+            fix=f"shardwright reshard {verb} {world.operation.id}",
         )
 
 
