@@ -52,12 +52,13 @@ CREATE TABLE shardwright.guards (
     owned        int8multirange
 );
 
--- Tables (and, with an empty table_name, schemas) that shardwright made here. Adopted ones are not listed: they are
--- never dropped.
+-- What shardwright made here besides this schema. What it found is not listed, and never dropped.
 CREATE TABLE shardwright.created (
+    kind         text NOT NULL CHECK (kind IN ('schema', 'extension', 'type', 'table')),
     schema_name  text NOT NULL,
-    table_name   text NOT NULL,
-    PRIMARY KEY (schema_name, table_name)
+    name         text NOT NULL,
+    at           timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (kind, schema_name, name)
 );
 
 -- Class of the two-key advisory locks: 1397249860 = 'SHWD'. Key 0 stands for the whole shard, others for a range.

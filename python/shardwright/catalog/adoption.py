@@ -15,9 +15,10 @@ import psycopg
 
 from shardwright import errors
 from shardwright.catalog import ddl, fitness, maps, references, roster, tables
+from shardwright.catalog.created import is_created
 from shardwright.catalog.layout import Layout, find_layout
 from shardwright.catalog.roster import Shard
-from shardwright.catalog.sites import Site, check_rows, guard_state, is_created, open_sites, put, undo
+from shardwright.catalog.sites import Site, check_rows, guard_state, open_sites, put, undo
 from shardwright.catalog.tables import RegisteredTable
 from shardwright.routing.shard_map import ShardMap
 from shardwright.routing.tables import Declaration

@@ -15,6 +15,7 @@ import psycopg
 from psycopg import sql
 
 from shardwright import errors
+from shardwright.catalog import created, probe
 from shardwright.catalog.layout import Column, Key, Layout, Sequence
 
 _log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def create_table(connection: psycopg.Connection, layout: Layout) -> bool:
         UnfitTable: it needs a type, a function or a collation that the shard does not have.
     """
     with connection.transaction(), _explained(connection, layout):
-        if _exists(connection, layout):
+        if probe.has_table(connection, layout.schema, layout.table):
             return False
         _make_types(connection, layout)
         for statement in _table_statements(layout):
@@ -140,10 +141,10 @@ def drop_keys(connection: psycopg.Connection, layout: Layout) -> list[str]:
     dropped: list[str] = []
     with connection.transaction():
         connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(qualified(layout)))
-        if has_rows(connection, layout.schema, layout.table):
+        if probe.has_rows(connection, layout.schema, layout.table):
             return []
         for schema, table, name in pointing_here(connection, layout):
-            if not has_rows(connection, schema, table):
+            if not probe.has_rows(connection, schema, table):
                 connection.execute(
                     sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}").format(
                         sql.Identifier(schema, table), sql.Identifier(name)
@@ -169,18 +170,6 @@ def drop_keys(connection: psycopg.Connection, layout: Layout) -> list[str]:
                 continue
             dropped.append(key.name)
     return dropped
-
-
-def has_rows(connection: psycopg.Connection, schema: str, table: str) -> bool:
-    """Whether a table has any row.
-
-    Args:
-        connection: to the shard.
-        schema: the table's schema.
-        table: the table's name.
-    """
-    row = connection.execute(sql.SQL("SELECT EXISTS (SELECT FROM {})").format(sql.Identifier(schema, table))).fetchone()
-    return row is not None and bool(row[0])
 
 
 def pointing_here(connection: psycopg.Connection, layout: Layout) -> list[tuple[str, str, str]]:
@@ -224,26 +213,16 @@ def _explained(connection: psycopg.Connection, layout: Layout) -> Iterator[None]
 def _make_types(connection: psycopg.Connection, layout: Layout) -> None:
     """Extensions and enums that columns need, where they are missing."""
     for needed in layout.types:
-        name = sql.Identifier(needed.schema, needed.name)
         if needed.kind == "extension":
-            connection.execute(sql.SQL("CREATE EXTENSION IF NOT EXISTS {}").format(sql.Identifier(needed.name)))
-            continue
-        there = connection.execute(
-            "SELECT FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE nspname = %s AND typname = %s",
-            (needed.schema, needed.name),
-        ).fetchone()
-        if there is None:
-            connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(needed.schema)))
+            if not probe.has_extension(connection, needed.name):
+                connection.execute(sql.SQL("CREATE EXTENSION {}").format(sql.Identifier(needed.name)))
+                created.note(connection, "extension", "", needed.name)
+        elif not probe.has_type(connection, needed.schema, needed.name):
+            created.make_schema(connection, needed.schema)
             labels = sql.SQL(", ").join(map(sql.Literal, needed.labels))
+            name = sql.Identifier(needed.schema, needed.name)
             connection.execute(sql.SQL("CREATE TYPE {} AS ENUM ({})").format(name, labels))
-
-
-def _exists(connection: psycopg.Connection, layout: Layout) -> bool:
-    row = connection.execute(
-        "SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE nspname = %s AND relname = %s",
-        (layout.schema, layout.table),
-    ).fetchone()
-    return row is not None
+            created.note(connection, "type", needed.schema, needed.name)
 
 
 def _present(connection: psycopg.Connection, layout: Layout) -> tuple[set[str], set[str]]:

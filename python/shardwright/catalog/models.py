@@ -10,7 +10,7 @@ from sqlalchemy import MetaData, NullPool, Table, create_engine
 from sqlalchemy.exc import DBAPIError
 
 from shardwright import engines, errors
-from shardwright.catalog import adoption, layout, roster, sites
+from shardwright.catalog import adoption, created, layout, roster
 from shardwright.catalog.roster import Shard
 from shardwright.catalog.tables import RegisteredTable
 from shardwright.routing.tables import Declaration, check_declared, declaration_of
@@ -71,7 +71,7 @@ def register(catalog: psycopg.Connection, metadata: MetaData) -> Registration:
     except errors.ShardwrightError:
         for base, in_schema, name in reversed(made):
             with engines.connect_shard(base, "shardwright tables") as connection:
-                sites.drop_created(connection, in_schema, name)
+                created.drop_table(connection, in_schema, name)
         raise
     return Registration(tuple(adopted), tuple(f"{place}.{name}" for _, place, name in made), tuple(undeclared))
 
@@ -145,10 +145,10 @@ def _make(base: Shard, metadata: MetaData, some: Sequence[Table], schema: str) -
             driver = connection.connection.driver_connection
             assert isinstance(driver, psycopg.Connection)
             for place in sorted({table.schema or schema for table in some}):
-                sites.make_schema(driver, place)
+                created.make_schema(driver, place)
             metadata.create_all(connection, tables=list(some))
             for table in some:
-                sites.note_created(driver, table.schema or schema, table.name)
+                created.note(driver, "table", table.schema or schema, table.name)
     except DBAPIError as error:
         raise errors.UnfitTable(
             f"the models' tables cannot be made on shard {base.name}: {' '.join(str(error.orig).split())}",

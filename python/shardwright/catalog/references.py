@@ -212,10 +212,12 @@ def lag_of(home: psycopg.Connection, there: psycopg.Connection, home_shard: str,
     # The server clears its lag times once a standby has caught up and stays idle.
     behind, active, seconds = max(0, sent[0] or 0), sent[1], sent[2] or 0.0
     state = "behind" if behind > _FAR_BYTES or seconds > _FAR_SECONDS else "ok"
-    if not enabled or not active:
-        state = "stopped"
-    elif ready < tables:
+    if ready < tables:
         state = "copying"
+    elif not active:
+        state = "stopped"
+    if not enabled:
+        state = "stopped"
     return Lag(shard, home_shard, behind, seconds if active else None, ready, tables, state)
 
 

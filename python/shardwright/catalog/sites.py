@@ -11,7 +11,7 @@ import psycopg
 from psycopg import sql
 
 from shardwright import engines, errors
-from shardwright.catalog import ddl, guards, locking, references
+from shardwright.catalog import created, ddl, guards, locking, probe, references
 from shardwright.catalog.layout import Layout
 from shardwright.catalog.roster import Shard
 from shardwright.catalog.tables import RegisteredTable
@@ -59,11 +59,11 @@ def put(site: Site, table: RegisteredTable, shard_map: ShardMap) -> None:
     """
     connection, layout = site.connection, table.layout
     with connection.transaction():
-        make_schema(connection, layout.schema)
+        created.make_schema(connection, layout.schema)
         made = ddl.create_table(connection, layout)
         if made:
             ddl.build_keys(connection, layout)
-            note_created(connection, layout.schema, layout.table)
+            created.note(connection, "table", layout.schema, layout.table)
     if made:
         site.made.append(layout)
     if not table.is_guarded_on(site.shard.name):
@@ -86,47 +86,6 @@ def put(site: Site, table: RegisteredTable, shard_map: ShardMap) -> None:
     locking.patiently(connection, [(table.schema_name, table.table_name)], guard)
     if state is None:
         site.guarded.append(table)
-
-
-def make_schema(connection: psycopg.Connection, schema: str) -> None:
-    """Make a schema where it is missing, and remember that it is ours.
-
-    Args:
-        connection: to the shard, in a transaction.
-        schema: its name.
-    """
-    there = connection.execute("SELECT FROM pg_namespace WHERE nspname = %s", (schema,)).fetchone()
-    if there is None:
-        connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
-        note_created(connection, schema, "")
-
-
-def note_created(connection: psycopg.Connection, schema: str, table: str) -> None:
-    """Remember on the shard that a table (or, with an empty name, a schema) was made by us: we may drop it again.
-
-    Args:
-        connection: to the shard.
-        schema: the schema's name.
-        table: the table's name, or empty.
-    """
-    connection.execute(
-        "INSERT INTO shardwright.created (schema_name, table_name) VALUES (%s, %s) ON CONFLICT DO NOTHING",
-        (schema, table),
-    )
-
-
-def is_created(connection: psycopg.Connection, schema: str, table: str) -> bool:
-    """Whether we made a table on a shard, and did not find it there.
-
-    Args:
-        connection: to the shard.
-        schema: the table's schema.
-        table: its name.
-    """
-    row = connection.execute(
-        "SELECT FROM shardwright.created WHERE schema_name = %s AND table_name = %s", (schema, table)
-    ).fetchone()
-    return row is not None
 
 
 def owned_here(table: RegisteredTable, shard_map: ShardMap, shard: str) -> Multirange:
@@ -178,7 +137,7 @@ def check_rows(site: Site, table: RegisteredTable, shard_map: ShardMap, cluster:
             "WHERE s.subname = %s AND n.nspname = %s AND c.relname = %s",
             (references.subscription_name(cluster, shard), table.schema_name, table.table_name),
         ).fetchone()
-        if carried is None and ddl.has_rows(site.connection, table.schema_name, table.table_name):
+        if carried is None and probe.has_rows(site.connection, table.schema_name, table.table_name):
             raise errors.MisplacedRows(
                 f"reference table {table.name} has rows on shard {shard}, and its home is {table.home_shard}: "
                 "the first copy would meet them",
@@ -226,7 +185,7 @@ def undo(site: Site) -> None:
             continue
         locking.patiently(site.connection, [name], partial(remove_guards, site.connection, table), readers=True)
     for layout in reversed(site.made):
-        drop_created(site.connection, layout.schema, layout.table)
+        created.drop_table(site.connection, layout.schema, layout.table)
 
 
 def remove_guards(connection: psycopg.Connection, table: RegisteredTable) -> None:
@@ -240,42 +199,6 @@ def remove_guards(connection: psycopg.Connection, table: RegisteredTable) -> Non
 
 
 _NO_MAP = ShardMap(0, (), ())
-
-
-def drop_created(connection: psycopg.Connection, schema: str, table: str) -> bool:
-    """Drop a table that we made, where it has no rows.
-
-    Args:
-        connection: to the shard.
-        schema: its schema.
-        table: its name.
-
-    Returns:
-        Whether it was dropped.
-    """
-    with connection.transaction():
-        row = connection.execute(
-            "SELECT FROM shardwright.created JOIN pg_class c ON c.relname = table_name "
-            "JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = schema_name "
-            "WHERE schema_name = %s AND table_name = %s",
-            (schema, table),
-        ).fetchone()
-        if row is None:
-            return False
-        name = sql.Identifier(schema, table)
-        connection.execute("SET LOCAL lock_timeout = '5s'")
-        connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(name))
-        if ddl.has_rows(connection, schema, table):
-            return False
-        try:
-            with connection.transaction():
-                connection.execute(sql.SQL("DROP TABLE {}").format(name))
-        except psycopg.errors.DependentObjectsStillExist:
-            return False
-        connection.execute(
-            "DELETE FROM shardwright.created WHERE schema_name = %s AND table_name = %s", (schema, table)
-        )
-        return True
 
 
 def clear(connection: psycopg.Connection, known: Iterable[RegisteredTable], *, drop_tables: bool) -> list[str]:
@@ -299,27 +222,8 @@ def clear(connection: psycopg.Connection, known: Iterable[RegisteredTable], *, d
         return []
     for table in known:
         name = (table.schema_name, table.table_name)
-        exists = connection.execute(
-            "SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE nspname = %s AND relname = %s",
-            name,
-        ).fetchone()
-        if exists is not None:
+        if probe.has_table(connection, *name):
             locking.patiently(connection, [name], partial(remove_guards, connection, table), readers=True)
-    dropped: list[str] = []
-    made = connection.execute(
-        "SELECT schema_name, table_name FROM shardwright.created WHERE table_name <> ''"
-    ).fetchall()
-    while True:
-        # Those that others point to can go only after the others.
-        gone = [(schema, table) for schema, table in made if drop_created(connection, schema, table)]
-        if not gone:
-            break
-        dropped += [f"{schema}.{table}" for schema, table in gone]
-        made = [one for one in made if one not in gone]
-    for (schema,) in connection.execute("SELECT schema_name FROM shardwright.created WHERE table_name = ''").fetchall():
-        try:
-            with connection.transaction():
-                connection.execute(sql.SQL("DROP SCHEMA {}").format(sql.Identifier(schema)))
-        except (psycopg.errors.DependentObjectsStillExist, psycopg.errors.InvalidSchemaName):
-            continue
+    dropped = created.drop_all(connection) if drop_tables else []
+    connection.execute("DROP SCHEMA shardwright CASCADE")
     return dropped

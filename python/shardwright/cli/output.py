@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
@@ -143,6 +143,11 @@ class Output:
             self._json(value, indent=None)
         else:
             self._show([text])
+        self._flush()
+
+    def lines(self, texts: Iterable[str]) -> None:
+        """Print finished lines of a long stream, many at once."""
+        _write(sys.stdout, "".join(f"{text}\n" for text in texts))
         self._flush()
 
     @contextmanager

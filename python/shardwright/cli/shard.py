@@ -1,0 +1,98 @@
+"""``shardwright shard``: add, list and remove shards."""
+
+from __future__ import annotations
+
+from cyclopts import App
+
+from shardwright.catalog import maps, shards
+from shardwright.cli.app import DEFAULTS, Answer, Common
+from shardwright.cli.output import Table
+
+app = App(name="shard", help="Add, list and remove shards.")
+
+
+@app.command
+def add(
+    name: str,
+    dsn: str,
+    /,
+    *,
+    replication_dsn: str | None = None,
+    weight: int = 1,
+    region: str = "",
+    common: Common = DEFAULTS,
+) -> Answer:
+    """Add a shard: it gets every registered table, and owns nothing yet.
+
+    May be repeated: what is missing is mended, and a new address, weight or region is stored.
+
+    Args:
+        name: its name in this cluster: lower-case letters, digits, _ and -.
+        dsn: its primary's connection string, without a password.
+        replication_dsn: how other shards' servers reach it, where that is another way.
+        weight: its share of the points, relative to the other shards.
+        region: free text for people.
+    """
+    with common.connect() as catalog:
+        shard = shards.add_shard(catalog, name, dsn, replication_conninfo=replication_dsn, region=region, weight=weight)
+        shard_map = maps.load_map(catalog)
+    owns = shard.name in shard_map.shards()
+    if not shard_map.keyspaces:
+        steps = ["shardwright keyspace create users --type int8"]
+    else:
+        steps = [] if owns else [f"shardwright reshard plan --add {shard.name}"]
+    major, minor = divmod(shard.server_version, 10000)
+    return Answer(
+        {"shard": shard.name, "server_version": shard.server_version, "owns_points": owns},
+        [f"shard {shard.name} is in the cluster (PostgreSQL {major}.{minor})"],
+        next_steps=steps,
+    )
+
+
+@app.command(name="list")
+def list_(*, common: Common = DEFAULTS) -> Answer:
+    """List the shards."""
+    with common.connect() as catalog:
+        found = shards.list_shards(catalog)
+    value = [
+        {
+            "name": shard.name,
+            "dsn": shard.conninfo,
+            "replication_dsn": shard.replication_conninfo,
+            "weight": shard.weight,
+            "region": shard.region,
+            "server_version": shard.server_version,
+            "system_identifier": shard.system_identifier,
+        }
+        for shard in found
+    ]
+    rows = [
+        (
+            shard.name,
+            f"{shard.server_version // 10000}.{shard.server_version % 10000}",
+            shard.weight,
+            shard.region,
+            shard.conninfo,
+        )
+        for shard in found
+    ]
+    return Answer(
+        {"shards": value},
+        [Table(("shard", "postgres", "weight", "region", "dsn"), rows, empty="no shard yet")],
+        next_steps=["shardwright status"] if found else ["shardwright shard add s1 DSN"],
+    )
+
+
+@app.command
+def remove(name: str, /, *, common: Common = DEFAULTS) -> Answer:
+    """Remove a shard that owns nothing, and everything of shardwright from its database.
+
+    Tables that shardwright made there are dropped where they have no rows. Others stay.
+
+    Args:
+        name: the shard's name.
+    """
+    with common.connect() as catalog:
+        dropped = shards.remove_shard(catalog, name)
+    shown = [f"shard {name} is removed", *(f"dropped the empty table {table}" for table in dropped)]
+    return Answer({"removed": name, "dropped_tables": dropped}, shown, next_steps=["shardwright status"])

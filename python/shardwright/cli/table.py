@@ -1,0 +1,138 @@
+"""``shardwright table``: register tables on every shard, adopt existing ones, list them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+from sqlalchemy import MetaData
+
+from shardwright import errors
+from shardwright.catalog import adoption, models, overview, tables
+from shardwright.cli.app import DEFAULTS, Answer, Common
+from shardwright.cli.output import Table
+from shardwright.routing.tables import Declaration
+
+app = App(name="table", help="Register tables on every shard, adopt existing ones, list them.")
+
+
+@app.command
+def register(metadata: str, /, *, common: Common = DEFAULTS) -> Answer:
+    """Register every declared table of SQLAlchemy models: made where missing, adopted where it has rows already.
+
+    Args:
+        metadata: MODULE:NAME of a MetaData or of a declarative base, such as app.models:Base.
+    """
+    found = _metadata(metadata)
+    with common.connect() as catalog:
+        done = models.register(catalog, found)
+    shown = [_sentence(table, table.name in done.created) for table in done.tables]
+    shown += [f"{name} declares nothing: left alone" for name in done.undeclared]
+    return Answer(
+        {
+            "tables": [overview.table_json(table) for table in done.tables],
+            "created": list(done.created),
+            "undeclared": list(done.undeclared),
+        },
+        shown,
+        next_steps=["shardwright status"],
+    )
+
+
+@app.command
+def add(
+    name: str,
+    /,
+    *,
+    key: str | None = None,
+    keyspace: str = "users",
+    reference: Annotated[bool, Parameter(negative=())] = False,
+    home: str | None = None,
+    global_on: Annotated[str | None, Parameter(name="--global")] = None,
+    common: Common = DEFAULTS,
+) -> Answer:
+    """Register a table that exists on a shard, without a model: sharded by --key, a --reference table, or --global.
+
+    Args:
+        name: table or schema.table.
+        key: the column that rows are sharded by.
+        keyspace: the keyspace of that column's values.
+        reference: a full copy on every shard.
+        home: the shard where a reference table is written; the first by name unless given.
+        global_on: the only shard where the table lives.
+    """
+    chosen = [key is not None, reference, global_on is not None]
+    if sum(chosen) != 1:
+        raise errors.BadOption(
+            "say what the table is",
+            fix="one of --key COLUMN, --reference or --global SHARD; see shardwright table add --help",
+        )
+    if home is not None and not reference:
+        raise errors.BadOption("only a reference table has a home", fix="use --home together with --reference")
+    if key is not None:
+        declaration = Declaration("sharded", key, keyspace)
+    elif reference:
+        declaration = Declaration("reference", home=home)
+    else:
+        declaration = Declaration("global", home=global_on)
+    schema, table = tables.split_name(name)
+    with common.connect() as catalog:
+        [done] = adoption.adopt(catalog, [adoption.Wanted(schema, table, declaration)])
+    return Answer(
+        {"tables": [overview.table_json(done)]}, [_sentence(done, created=False)], next_steps=["shardwright table list"]
+    )
+
+
+@app.command(name="list")
+def list_(*, common: Common = DEFAULTS) -> Answer:
+    """List the registered tables."""
+    with common.connect() as catalog:
+        found = tables.list_tables(catalog)
+    rows = [(table.name, table.kind, table.keyspace, table.key_column, table.home_shard) for table in found]
+    return Answer(
+        {"tables": [overview.table_json(table) for table in found]},
+        [Table(("table", "kind", "keyspace", "key", "home"), rows, empty="no table yet")],
+        next_steps=[] if found else ["shardwright table register MODULE:METADATA"],
+    )
+
+
+def _sentence(table: tables.RegisteredTable, created: bool) -> str:
+    what = "created" if created else "registered"
+    if table.kind == "sharded":
+        return f"{table.name} is {what}: sharded by {table.key_column} in keyspace {table.keyspace}"
+    if table.kind == "reference":
+        return f"{table.name} is {what}: a reference table, written on shard {table.home_shard}"
+    return f"{table.name} is {what}: global, on shard {table.home_shard}"
+
+
+def _metadata(path: str) -> MetaData:
+    """Import MODULE:NAME as Python would from the current directory; what the module prints goes to stderr."""
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise errors.BadOption(f"not MODULE:NAME: {path!r}", fix="such as app.models:Base or app.models:metadata")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            found: Any = importlib.import_module(module_name)
+            for name in attribute.split("."):
+                found = getattr(found, name)
+    except AttributeError as error:
+        raise errors.BadOption(
+            f"{path}: {error}", fix="name a MetaData or a declarative base of that module"
+        ) from error
+    except Exception as error:  # an application's module may raise anything
+        said = " ".join(str(error).split())
+        raise errors.BadOption(
+            f"module {module_name} cannot be imported: {type(error).__name__}: {said}",
+            fix="run the command where `python -c 'import MODULE'` works",
+        ) from error
+    found = getattr(found, "metadata", found)
+    if not isinstance(found, MetaData):
+        raise errors.BadOption(
+            f"{path} is a {type(found).__name__}, not a MetaData", fix="name a MetaData or a declarative base"
+        )
+    return found
