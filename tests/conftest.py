@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["fix_servers", "fix_cli", "fix_seed", "fix_resharding"]
+pytest_plugins = ["fix_servers", "fix_cli", "fix_seed", "fix_resharding", "fix_chaos"]

@@ -1,7 +1,7 @@
 """Named points at which an operation can be made to crash, pause or fail, for tests. All are listed here.
 
 ``SHARDWRIGHT_FAILPOINT=<name>:<crash|pause|error>`` arms one. ``crash`` is a SIGKILL of this process: no handler, no
-clean-up runs. ``pause`` stops the process with SIGSTOP, so that a test can wake a zombie. ``error`` raises.
+clean-up runs. ``pause`` stops the process with SIGSTOP, once, so that a test can wake a zombie. ``error`` raises.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ FAILPOINTS: Final = (
 
 ACTIONS: Final = ("crash", "pause", "error")
 
+_paused: set[str] = set()
+
 
 def reach(name: str) -> None:
     """Do what `SHARDWRIGHT_FAILPOINT` asks for at this point; nothing when it names another one.
@@ -58,7 +60,8 @@ def reach(name: str) -> None:
         return
     if action == "crash":
         os.kill(os.getpid(), signal.SIGKILL)
-    elif action == "pause":
+    elif action == "pause" and name not in _paused:
+        _paused.add(name)
         os.kill(os.getpid(), signal.SIGSTOP)
     elif action == "error":
         raise errors.FailpointReached(f"failpoint {name}", fix="unset SHARDWRIGHT_FAILPOINT and resume")
