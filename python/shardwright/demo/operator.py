@@ -137,8 +137,8 @@ class Operator:
 
         with ThreadPoolExecutor(max_workers=1) as pool:
             done = pool.submit(rounds)
-            first.wait()
             try:
+                first.wait()
                 yield
             finally:
                 stop.set()

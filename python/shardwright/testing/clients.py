@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import psycopg
@@ -25,11 +26,21 @@ Isolation = Literal["READ COMMITTED", "REPEATABLE READ"]
 #: How a transaction goes through the library: in a session bound to a key, in one that finds the shard of each
 #: statement, or as a function that the library replays.
 Way = Literal["pinned", "routed", "run"]
+#: When a transaction is left alone: between its first two statements, or after its last one, before COMMIT.
+When = Literal["between", "at the end"]
 Answer = Seen | int | bool | None
 Context = TypeVar("Context")
 
 #: How long an application goes on trying to get one transaction through.
 PATIENCE_S = 20.0
+
+
+@dataclass(frozen=True)
+class Pause:
+    """A transaction does nothing for a while, and stays open."""
+
+    when: When
+    wait: Callable[[], None]
 
 
 class Unfinished(Exception):
@@ -56,7 +67,7 @@ def _said_by_server(sqlstate: str | None) -> bool:
 class _Attempt:
     """One try of a transaction's acts: what was seen, when each began, and whether COMMIT may have been sent."""
 
-    def __init__(self, acts: Sequence[Act[Any]], isolation: Isolation, idle: Callable[[], None] | None) -> None:
+    def __init__(self, acts: Sequence[Act[Any]], isolation: Isolation, idle: Pause | None) -> None:
         self._acts = acts
         self._idle = idle
         self._sharp = isolation == "READ COMMITTED"
@@ -68,11 +79,13 @@ class _Attempt:
         """Do the acts, from the beginning when the library replays them."""
         self.seen, self.started, self.committing = [], [], False
         for index, act in enumerate(self._acts):
-            if index and self._idle is not None:
-                self._idle()
+            if index == 1 and self._idle is not None and self._idle.when == "between":
+                self._idle.wait()
             # A snapshot of REPEATABLE READ is as old as the first statement.
             self.started.append(time.monotonic_ns() if self._sharp or not self.started else self.started[0])
             self.seen.append(act.do(context))
+        if self._idle is not None and self._idle.when == "at the end":
+            self._idle.wait()
         self.committing = True
 
 
@@ -93,7 +106,7 @@ class LibraryClient:
         make: Callable[[], Sequence[Act[Session]]],
         *,
         isolation: Isolation = "READ COMMITTED",
-        idle: Callable[[], None] | None = None,
+        idle: Pause | None = None,
     ) -> list[Answer]:
         """Run one transaction, again and again while the library says that this may help.
 
@@ -102,7 +115,7 @@ class LibraryClient:
             key: its shard key.
             make: makes its acts anew for each try: an element is never sent twice under one name.
             isolation: of the transaction.
-            idle: called between two acts, while the transaction is open.
+            idle: leaves the transaction alone for a while, open.
 
         Returns:
             What its acts saw.
@@ -161,7 +174,7 @@ class DirectClient:
         acts: Sequence[Act[psycopg.Connection[Any]]],
         *,
         isolation: Isolation = "READ COMMITTED",
-        idle: Callable[[], None] | None = None,
+        idle: Pause | None = None,
     ) -> list[Answer]:
         """Run one transaction, once.
 

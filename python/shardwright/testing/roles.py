@@ -16,7 +16,7 @@ from typing import Any
 
 from shardwright.session import Cluster
 from shardwright.testing.acts import Act, DirectActs, SessionActs
-from shardwright.testing.clients import DirectClient, Isolation, LibraryClient, Unfinished, Way
+from shardwright.testing.clients import DirectClient, Isolation, LibraryClient, Pause, Unfinished, Way, When
 from shardwright.testing.history import Recorder, Seen
 from shardwright.testing.spec import Spec
 
@@ -185,10 +185,11 @@ def _direct(spec: Spec, role: str, number: int, stop: threading.Event) -> None:
 class _Idler:
     """Transactions that stay open between two statements while everything else goes on."""
 
-    WAYS: Sequence[tuple[str, Isolation]] = tuple(
-        (way, isolation)
-        for way in ("pinned", "run", "direct", "direct")
+    WAYS: Sequence[tuple[str, Isolation, When]] = tuple(
+        (way, isolation, when)
+        for way in ("pinned", "run", "direct")
         for isolation in ("READ COMMITTED", "REPEATABLE READ")
+        for when in ("between", "at the end")
     )
 
     def __init__(self, spec: Spec, role: str, number: int, cluster: Cluster) -> None:
@@ -205,8 +206,8 @@ class _Idler:
         chosen = random.Random(f"{self._spec.seed}/{self._name}/{self._rounds}").sample(keys, len(self.WAYS))
         opened = [threading.Event() for _ in self.WAYS]
         threads = [
-            threading.Thread(target=self._one, args=(index, way, isolation, shard, chosen[index], opened[index]))
-            for index, (way, isolation) in enumerate(self.WAYS)
+            threading.Thread(target=self._one, args=(index, *way, shard, chosen[index], opened[index]))
+            for index, way in enumerate(self.WAYS)
         ]
         for thread in threads:
             thread.start()
@@ -219,15 +220,19 @@ class _Idler:
             raise failure
         _say("closed")
 
-    def _one(self, index: int, way: str, isolation: Isolation, shard: str, key: Any, opened: threading.Event) -> None:
+    def _one(
+        self, index: int, way: str, isolation: Isolation, when: When, shard: str, key: Any, opened: threading.Event
+    ) -> None:
         name = f"{self._name}-{self._rounds}-{index}"
         # Pages of its own: what others append does not wait for this transaction.
         page = self._number * 10_000 + self._rounds * 100 + index * 2
         numbers = iter(range(page * BLOCK, (page + 1) * BLOCK))
 
-        def idle() -> None:
+        def wait() -> None:
             opened.set()
             time.sleep(self._spec.idle)
+
+        idle = Pause(when, wait)
 
         def acts(factory: SessionActs | DirectActs) -> list[Act[Any]]:
             return [factory.append(key, page, next(numbers)), factory.append(key, page + 1, next(numbers))]

@@ -10,8 +10,8 @@ run         ``cluster.run``; a map that is never refreshed, except when a shard 
 routed      sessions that find the shard of each statement; counts over all shards
 reader      only reads, with a map that is never refreshed: the client that would see stale rows first
 direct      psycopg without the library, connected to one server for good
-idle        on command: transactions that stay open between two statements, with and without the library, at both
-            isolation levels
+idle        on command: transactions that stay open between two statements or before COMMIT, with and without the library,
+            at both isolation levels
 ==========  ========================================================================================================
 """
 
@@ -96,7 +96,7 @@ class Workload:
 
         Args:
             shard: where the clients without the library open theirs.
-            keys: keys that live there now; eight are taken.
+            keys: keys that live there now; twelve are taken.
             on_open: called when all are open (or were refused). The call returns when all have ended.
         """
         for name, process in self._processes.items():

@@ -1,0 +1,105 @@
+"""The workload and its checker on a small cluster: a sound operation passes, a broken one is caught."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from shardwright import engines
+from shardwright.catalog import guards, maps, roster, shards
+from shardwright.reshard import operate
+from shardwright.testing import checker, history, sample
+from shardwright.testing.checker import Verdict
+from shardwright.testing.clusters import make_ready
+from shardwright.testing.final import final_state, leftovers
+from shardwright.testing.spec import Spec
+from shardwright.testing.workload import Workload
+
+
+@dataclass
+class Running:
+    """A cluster of s1 and s2 with s3 added, and the workload on it."""
+
+    catalog: psycopg.Connection[Any]
+    dsn: str
+    spec: Spec
+    workload: Workload
+
+    def start(self) -> tuple[int, list[int]]:
+        """An operation that gives s3 its share; its number, and keys of s1 that move."""
+        plan = operate.plan(self.catalog, add="s3")
+        shard_map = maps.load_map(self.catalog)
+        points = next(move.points for move in plan.moves if move.source == "s1")
+        moving = [key for key in self.spec.keys if shard_map.route(sample.KEYSPACE, key).point in points]
+        return operate.start(self.catalog, plan), moving
+
+    def drive_while_idle(self, operation: int, goal: str, shard: str, keys: list[int]) -> None:
+        """Go to a goal, beginning when a round of idle transactions is open."""
+        with ThreadPoolExecutor(1) as pool:
+            driven = []
+            self.workload.idle_round(
+                shard, keys, lambda: driven.append(pool.submit(operate.drive, self.dsn, operation, goal))
+            )
+            driven[0].result()
+
+    def judge(self) -> Verdict:
+        """Stop the workload and check what it recorded."""
+        operations = history.read(self.workload.stop())
+        assert len(operations) > 100
+        found = roster.list_shards(self.catalog)
+        bases = {"visits": len(self.spec.keys), "tickets": 0}
+        return checker.check(operations, final_state(self.spec, maps.load_map(self.catalog), found, bases))
+
+
+@pytest.fixture
+def running(cluster_dsns: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+    dsns = cluster_dsns(3)
+    make_ready(dsns.catalog, {name: dsns.shards[name] for name in ("s1", "s2")})
+
+    @contextmanager
+    def start(*roles: str) -> Iterator[Running]:
+        with engines.connect_catalog(dsns.catalog, "test") as catalog:
+            spec = sample.install(catalog, dsns.catalog, dsns.shards, tmp_path, rate=50.0, idle=0.7)
+            shards.add_shard(catalog, "s3", dsns.shards["s3"])
+            workload = Workload(spec, roles)
+            try:
+                workload.start()
+                yield Running(catalog, dsns.catalog, spec, workload)
+            finally:
+                workload.kill()
+
+    return start
+
+
+def test_a_sound_operation_passes(running: Callable[..., Any]) -> None:
+    with running("pinned", "run", "routed", "reader", "direct", "idle") as on:
+        operation, moving = on.start()
+        operate.drive(on.dsn, operation, "verified")
+        on.drive_while_idle(operation, "switched", "s1", moving)
+        on.drive_while_idle(operation, "reverted", "s3", moving)
+        on.drive_while_idle(operation, "switched", "s1", moving)
+        operate.drive(on.dsn, operation, "done")
+        verdict = on.judge()
+        assert verdict.ok, verdict.evidence
+        assert leftovers(on.catalog, roster.cluster_id(on.catalog), "s1", roster.list_shards(on.catalog)) == []
+
+
+def test_a_fence_that_does_not_wait_for_writers_is_caught(
+    running: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the LOCK, a client that has written and not committed yet is acknowledged, and its rows stay behind."""
+    monkeypatch.setattr(guards, "lock", lambda *_: None)
+    with running("direct", "idle") as on:
+        operation, moving = on.start()
+        operate.drive(on.dsn, operation, "verified")
+        on.drive_while_idle(operation, "switched", "s1", moving)
+        verdict = on.judge()
+    assert verdict.counts["lost"] > 0
+    assert verdict.evidence
