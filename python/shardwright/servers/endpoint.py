@@ -77,7 +77,7 @@ class Endpoint:
                     inside.execute(sql.SQL(change).format(sql.Identifier(subscription)))
                 inside.execute(sql.SQL("DROP SUBSCRIPTION {}").format(sql.Identifier(subscription)))
             # Else a subscriber elsewhere comes back to its slot between these two.
-            inside.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(name)))
+            self.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(name)))
             inside.execute(
                 "SELECT pg_terminate_backend(active_pid, 10000) FROM pg_replication_slots"
                 " WHERE database = current_database() AND active_pid IS NOT NULL"
