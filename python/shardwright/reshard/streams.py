@@ -73,20 +73,40 @@ def make_slot(replication: psycopg.Connection, name: str) -> str:
             sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'export')").format(sql.Identifier(name))
         ).fetchone()
     except psycopg.errors.LockNotAvailable:
-        raise errors.NotDrained(
-            "a replication slot waits for every open transaction of the server, and some did not end in 10 s",
-            fix="end the long transactions (prepared ones too), then resume",
-        ) from None
+        raise _waits_for_transactions() from None
     if row is None:
         raise errors.InvariantFailed(f"the server made slot {name} and said nothing")
     return str(row[2])
 
 
 def make_slot_here(connection: psycopg.Connection, name: str) -> None:
-    """Make a logical slot without a snapshot, if it is not there: for a stream whose other side holds all rows already."""
+    """Make a logical slot without a snapshot, if it is not there: for a stream whose other side holds all rows already.
+
+    Args:
+        connection: to the publishing shard, in autocommit mode.
+        name: the stream's name.
+
+    Raises:
+        NotDrained: transactions that are open anywhere in the server did not end in 10 s.
+    """
     there = connection.execute("SELECT FROM pg_replication_slots WHERE slot_name = %s", (name,)).fetchone()
-    if there is None:
+    if there is not None:
+        return
+    connection.execute("SET lock_timeout = '10s'")
+    try:
         connection.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (name,))
+    except psycopg.errors.LockNotAvailable:
+        raise _waits_for_transactions() from None
+    finally:
+        if not connection.closed:
+            connection.execute("SET lock_timeout = 0")
+
+
+def _waits_for_transactions() -> errors.NotDrained:
+    return errors.NotDrained(
+        "a replication slot waits for every open transaction of the server, and some did not end in 10 s",
+        fix="end the long transactions (prepared ones too), then resume",
+    )
 
 
 def drop_slot(connection: psycopg.Connection, name: str, *, seconds: float = 30) -> None:
