@@ -84,10 +84,11 @@ $(VENV)/.made:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'maturin>=1.9,<2'
 	touch $@
 
-# The extras of each set of targets; `maturin develop` builds the extension and installs the package in place.
+# The extras of each set of targets; the extension is built and the package installed in place.
 $(VENV)/.made-demo: EXTRAS := demo
 $(VENV)/.made-test: EXTRAS := test
 $(VENV)/.made-all: EXTRAS := test,bench,lint
 $(VENV)/.made-%: $(VENV)/.made $(SOURCES)
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --quiet --extras $(EXTRAS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--no-build-isolation --editable '.[$(EXTRAS)]'
 	touch $@
