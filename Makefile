@@ -58,10 +58,10 @@ wheel: $(VENV)/.made-demo
 	$(BIN)/maturin build --release --quiet --out dist
 	@set -eu; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
 	$(PYTHON) -m venv "$$dir/empty"; \
-	PATH="$$dir/empty/bin"; export PATH; cd "$$dir"; \
-	if command -v cargo; then echo "cargo is in reach: the trial would prove nothing"; exit 1; fi; \
-	python -m pip install --quiet --disable-pip-version-check "$(CURDIR)"/dist/*-abi3-*.whl; \
-	python -c 'import shardwright; print("the wheel works: point(1) =", shardwright.point(1))'
+	( PATH="$$dir/empty/bin"; export PATH; cd "$$dir"; \
+	  if command -v cargo; then echo "cargo is in reach: the trial would prove nothing"; exit 1; fi; \
+	  python -m pip install --quiet --disable-pip-version-check "$(CURDIR)"/dist/*-abi3-*.whl; \
+	  python -c 'import shardwright; print("the wheel works: point(1) =", shardwright.point(1))' )
 	@ls -l dist
 
 docs: $(VENV)/.made-demo
