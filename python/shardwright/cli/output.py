@@ -126,9 +126,12 @@ class Output:
             lines.append("state: something was changed that outlives this failure")
         if not error.ownership_known:
             lines.append("state: it is not known which shard owns the rows; do not try again, look first")
-        self._err([*lines, f"fix: {' '.join(fix.split())}"])
+        # what a failed operation left, in sentences, and the commands that go on or back out
+        lines += [f"state: {sentence}" for sentence in error.facts.get("stands", ())]
+        next_steps = list(error.facts.get("next_steps", ()))
+        self._err([*lines, f"fix: {' '.join(fix.split())}", *(f"next: {step}" for step in next_steps)])
         if self.as_json:
-            steps = [step for step in dict.fromkeys((error.fix, explain)) if step.startswith("shardwright ")]
+            steps = [s for s in dict.fromkeys((*next_steps, error.fix, explain)) if s.startswith("shardwright ")]
             self._json({"error": error.as_json(), "next_steps": steps})
         self._flush()
         return error.exit_code
@@ -200,7 +203,7 @@ class Output:
             for line in lines:
                 text = Text(redact(line))
                 text.highlight_regex(r"^error\[\w+\]", "bold red")
-                text.highlight_regex(r"^(fix|state):", "bold")
+                text.highlight_regex(r"^(fix|state|next):", "bold")
                 console.print(text, soft_wrap=True)
         else:
             _write(sys.stderr, "".join(f"{redact(line)}\n" for line in lines))

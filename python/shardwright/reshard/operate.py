@@ -12,7 +12,7 @@ from shardwright import engines, errors
 from shardwright.catalog import maps, operations, roster, tables
 from shardwright.catalog.operations import NewMove
 from shardwright.reshard import preflight, runner, status
-from shardwright.reshard.phases import Event, Goal, Phase, allowed_goals, next_event, reached
+from shardwright.reshard.phases import TERMINAL, Event, Goal, Phase, allowed_goals, next_event, reached
 from shardwright.reshard.plan import BATCH_SHARES, Plan, PlannedMove, make_plan
 from shardwright.reshard.status import Status
 from shardwright.routing.multirange import Multirange
@@ -189,6 +189,9 @@ def set_goal(catalog: psycopg.Connection, operation: int, goal: str) -> None:
     found = operations.get(catalog, operation)
     phase, wanted = Phase(found.phase), Goal(goal)
     if reached(phase, wanted):
+        # another goal may have been set and not begun
+        if wanted is not Goal(found.goal) and phase not in TERMINAL:
+            operations.set_goal(catalog, operation, found.phase, goal)
         return
     if wanted not in allowed_goals(phase):
         raise errors.WrongPhase(

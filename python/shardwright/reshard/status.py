@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,6 +62,8 @@ class Status:
     phase: str
     sentence: str
     goal: str
+    started_by: str
+    started_at: datetime.datetime
     request: Mapping[str, Any]
     moves: tuple[MoveStatus, ...]
     eta: Eta
@@ -88,6 +91,8 @@ class Status:
             "phase": self.phase,
             "sentence": self.sentence,
             "goal": self.goal,
+            "started_by": self.started_by,
+            "started_at": self.started_at.isoformat(),
             "request": dict(self.request),
             "moves": [vars(move) for move in self.moves],
             "eta": {"state": self.eta.state, "seconds": self.eta.seconds},
@@ -158,6 +163,8 @@ def of(catalog: psycopg.Connection, operation: int) -> Status:
         phase=phase.value,
         sentence=SENTENCES[phase],
         goal=found.goal,
+        started_by=found.started_by,
+        started_at=found.created_at,
         request=found.request,
         moves=moves,
         eta=_eta(phase, moves),

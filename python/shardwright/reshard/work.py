@@ -21,7 +21,7 @@ def work(
     poll: float = 1.0,
     on_event: Callable[[str], None] = print,
     on_progress: Callable[[], None] = lambda: None,
-) -> None:
+) -> errors.ShardwrightError | None:
     """A worker's loop: takes whatever live operation is not at its goal and not leased, and drives it.
 
     Args:
@@ -31,11 +31,15 @@ def work(
         on_event: called with one line for each thing that happens.
         on_progress: called wherever the work may be broken off; it does so by raising `errors.Interrupted`.
 
+    Returns:
+        With `once`, the last error that stopped an operation; None where all went well.
+
     Raises:
         Interrupted: `on_progress` asked for the end.
         CannotConnect: with `once`, the catalog cannot be reached; else it is asked again and again.
     """
     given_up: dict[int, tuple[str, str]] = {}
+    failed: errors.ShardwrightError | None = None
     while True:
         on_progress()
         busy = False
@@ -54,15 +58,16 @@ def work(
             except errors.Interrupted:
                 raise
             except (errors.ShardwrightError, psycopg.Error) as error:
-                code, said = getattr(error, "code", "unexpected"), " ".join(str(error).split())
-                on_event(f"operation {operation.id}: error[{code}] {engines.redact(said)}")
+                said = engines.redact(" ".join(str(error).split()))
+                failed = error if isinstance(error, errors.ShardwrightError) else errors.StreamStalled(said)
+                on_event(f"operation {operation.id}: error[{failed.code}] {said}")
                 for found in _waiting(catalog_dsn, once, on_event):
                     if found.id == operation.id:
                         stands = found.phase, found.goal
                 given_up[operation.id] = stands
         if not busy:
             if once:
-                return
+                return failed
             time.sleep(poll)
 
 
