@@ -4,6 +4,7 @@
 #   make check     all that CI runs                    make bench     the benchmarks
 #   make test-all  the slow tests too                  make wheel     an abi3 wheel, tried without cargo
 #   make mutants   break the code on purpose; the tests must notice
+#   make test-oldest   the tests on the oldest libraries that are allowed
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
@@ -19,7 +20,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml $(wildcard Cargo.*) $(shell find rust migrations -type f)
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test test-all check gates bench wheel mutants docs fmt clean
+.PHONY: help demo test test-all test-oldest check gates bench wheel mutants docs fmt clean
 
 help:
 	@sed -n '/^#  /s/^#//p' Makefile
@@ -32,6 +33,10 @@ test: $(VENV)/.made-test
 
 test-all: $(VENV)/.made-test
 	$(PYTEST) $(TESTS)
+
+# The oldest versions that pyproject.toml allows, in an environment of their own.
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest PINS='sqlalchemy==2.0.36 psycopg[binary]==3.2.4'
 
 check: gates
 	$(MAKE) test
@@ -90,5 +95,5 @@ $(VENV)/.made-test: EXTRAS := test
 $(VENV)/.made-all: EXTRAS := test,bench,lint
 $(VENV)/.made-%: $(VENV)/.made $(SOURCES)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--no-build-isolation --editable '.[$(EXTRAS)]'
+		--no-build-isolation --editable '.[$(EXTRAS)]' $(PINS)
 	touch $@
