@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import psycopg
 import pytest
 
 from fix_resharding import ROWS, Small
-from shardwright.catalog import maps
+from shardwright.catalog import maps, operations
 from shardwright.reshard import operate
 
 #: Between its two statements a transaction is idle this long.
@@ -60,7 +61,7 @@ def _moving_keys(small: Small, operation: int, count: int) -> list[tuple[int, st
     with small.catalog() as catalog:
         shard_map = maps.load_map(catalog)
         status = operate.status.of(catalog, operation)
-        points = operate.operations.get(catalog, operation).moves
+        points = operations.get(catalog, operation).moves
     assert status.moves
     found = []
     for key in range(ROWS):
@@ -134,9 +135,36 @@ def test_rolling_back_loses_no_write(small: Small, request_of: Callable[[], dict
     assert small.leftovers() == {}
 
 
+def test_the_way_back_runs_before_the_target_opens(small: Small) -> None:
+    """Rows written on the target in the very moment in which it is opened come back with a roll back."""
+    with small.catalog() as catalog:
+        operation = operate.start(catalog, operate.plan(catalog, add="s3"))
+    operate.drive(small.catalog_dsn, operation, "verified")
+    keys = [key for key, _ in _moved_keys(small, operation)]
+    written: set[tuple[int, int]] = set()
+    original = operations.record_handover
+
+    def write_at_once(*args: Any) -> None:
+        original(*args)
+        with small.catalog() as catalog:
+            shard_map = maps.load_map(catalog)
+        key = next(k for k in keys if shard_map.route("users", k).shard == "s3")
+        row = (key, 500 + len(written))
+        with small.shard("s3") as connection:
+            connection.execute("INSERT INTO orders VALUES (%s, %s, 'at once')", row)
+        written.add(row)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(operations, "record_handover", write_at_once)
+        operate.drive(small.catalog_dsn, operation, "switched")
+    assert len(written) >= 4
+    operate.drive(small.catalog_dsn, operation, "reverted")
+    assert written <= {row[:2] for row in _served(small, operation)}
+
+
 def _moved_keys(small: Small, operation: int) -> list[tuple[int, str]]:
     with small.catalog() as catalog:
-        moves = operate.operations.get(catalog, operation).moves
+        moves = operations.get(catalog, operation).moves
         shard_map = maps.load_map(catalog)
     routes = [(key, shard_map.route("users", key)) for key in range(ROWS)]
     return [(key, r.shard) for key, r in routes if any(r.point in move.points for move in moves)]

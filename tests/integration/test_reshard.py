@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
+import psycopg
 import pytest
 
+import shardwright
 from fix_resharding import ROWS, Small, Writer
 from shardwright import errors
 from shardwright.catalog import maps
-from shardwright.reshard import operate
+from shardwright.reshard import operate, streams
 
 
 def _start(small: Small, **request: object) -> int:
@@ -93,3 +98,49 @@ def test_a_difference_stops_the_switch(small: Small) -> None:
         operate.drive(small.catalog_dsn, operation, "switched")
     assert operate.drive(small.catalog_dsn, operation, "aborted").phase == "aborted"
     assert small.leftovers() == {}
+
+
+def test_last_changes_arrive_before_the_target_opens(small: Small) -> None:
+    """The target's apply worker is held up while a batch is fenced: the target must not be opened meanwhile."""
+    with small.catalog() as catalog:
+        operation = operate.start(catalog, operate.plan(catalog, move="users:[0,64)", to="s3", batch_shares=(1.0,)))
+    operate.drive(small.catalog_dsn, operation, "verified")
+    key = next(k for k in range(ROWS) if shardwright.point(k) < 64)
+    opened = threading.Event()
+
+    def hold_up() -> None:
+        # a lock that stops the apply worker, not readers; taken just before the fence, let go when somebody waits for it
+        with psycopg.connect(small.dsns["s3"]) as holder, small.shard("s1") as source:
+            holder.execute("LOCK TABLE orders IN SHARE MODE")
+            source.execute("UPDATE orders SET note = 'the last word' WHERE user_id = %s", (key,))
+            opened.set()
+            deadline = time.monotonic() + 30
+            while time.monotonic() < deadline:
+                waits = source.execute("SELECT count(*) FROM shardwright.ranges WHERE state <> 'open'").fetchone()
+                if waits[0]:
+                    break
+            time_over = time.monotonic() + 0.3
+            while time.monotonic() < time_over:
+                served = holder.execute(
+                    "SELECT count(*) FROM shardwright.ranges WHERE keyspace = 'users' AND state = 'open'"
+                ).fetchone()
+                seen.append(served[0])
+
+    seen: list[int] = []
+    thread = threading.Thread(target=hold_up, daemon=True)
+    original = streams.round_trip
+
+    def round_trip_then_hold(*args: object, **options: object) -> float:
+        passed = original(*args, **options)
+        if args[3].endswith("_f") and not opened.is_set():
+            thread.start()
+            assert opened.wait(30)
+        return passed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streams, "round_trip", round_trip_then_hold)
+        operate.drive(small.catalog_dsn, operation, "switched")
+    thread.join(60)
+    assert seen, "the batch was never fenced"
+    assert set(seen) == {0}, "the target was open while it missed the last change"
+    assert small.ask("s3", f"SELECT note FROM orders WHERE user_id = {key}") == "the last word"

@@ -60,8 +60,19 @@ def _require_certificate(world: World, move: Move) -> None:
 
 def _make_way_back(world: World, move: Move) -> None:
     """The reverse stream exists, and runs, before the target is opened: else writes between the two would be lost to it."""
+    _publish_way_back(world, move)
     name = world.stream_name(move, "back")
-    tables = world.guarded(move.keyspace)
+    streams.make_slot_here(world.shard(move.target), name)
+    reach("switch.reverse_slot")
+    with world.change(move.source) as connection:
+        streams.subscribe(connection, name, world.shards[move.target])
+    streams.round_trip(world, move.target, move.source, name, 60)
+    reach("switch.reverse_subscribed")
+
+
+def _publish_way_back(world: World, move: Move) -> None:
+    """The reverse publication comes before its slot; a slot that was lost after the first commit cannot be made up for."""
+    name = world.stream_name(move, "back")
     made = world.shard(move.target).execute("SELECT FROM pg_replication_slots WHERE slot_name = %s", (name,)).fetchone()
     if made is None:
         if move.served_by_target():
@@ -71,15 +82,9 @@ def _make_way_back(world: World, move: Move) -> None:
             )
         with world.change(move.target) as connection:
             streams.forget_marker(connection, name)
-            streams.set_publication(connection, name, tables, Multirange(()))
-        reach("switch.reverse_publication")
+            streams.set_publication(connection, name, world.guarded(move.keyspace), Multirange(()))
         with world.change(move.source) as connection:
             streams.drop_subscription(connection, name)
             streams.forget_marker(connection, name)
-        streams.make_slot_here(world.shard(move.target), name)
-        reach("switch.reverse_slot")
+        reach("switch.reverse_publication")
     fence.settle(world, move, reverse=True)
-    with world.change(move.source) as connection:
-        streams.subscribe(connection, name, world.shards[move.target])
-    streams.round_trip(world, move.target, move.source, name, 60)
-    reach("switch.reverse_subscribed")

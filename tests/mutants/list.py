@@ -1,0 +1,94 @@
+"""The mutants, each with the promise that it breaks and a test that must notice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change of the package's source that makes it wrong."""
+
+    name: str
+    #: What goes wrong with it, for people.
+    breaks: str
+    #: File below python/shardwright.
+    file: str
+    #: (what stands there, what is put instead), each found exactly once.
+    edits: tuple[tuple[str, str], ...]
+    #: Arguments of pytest: tests of which one at least must fail.
+    tests: tuple[str, ...]
+
+
+MUTANTS = (
+    Mutant(
+        "fence without LOCK",
+        "writes that are in flight at the fence are lost",
+        "reshard/fence.py",
+        (("                guards.lock(connection, tables)\n", ""),),
+        ("tests/integration/test_open_transactions.py", "-k", "pg18 and rc-write"),
+    ),
+    Mutant(
+        "guards not narrowed at the fence",
+        "a client without the library goes on writing where the rows no longer live",
+        "reshard/fence.py",
+        (
+            (
+                '"fenced", version)\n                sync_guards(connection, tables)\n',
+                '"fenced", version)\n',
+            ),
+        ),
+        ("tests/integration/test_reshard.py", "-k", "pg18 and under_load"),
+    ),
+    Mutant(
+        "verification by counts only",
+        "rows that differ are certified as equal",
+        "reshard/compare.py",
+        (("count(*), sum({row_hash}) FROM", "count(*), sum(0) FROM"),),
+        ("tests/integration/test_reshard.py", "-k", "pg18 and a_difference"),
+    ),
+    Mutant(
+        "target opened before the reverse slot exists",
+        "rolling back loses what was written since the switch",
+        "reshard/steps/switch.py",
+        (
+            (
+                "        _make_way_back(world, move)\n    for number in",
+                "        _publish_way_back(world, move)\n    for number in",
+            ),
+            (
+                "                    world.on_progress()\n\n\ndef _require",
+                "                    world.on_progress()\n    for move in world.operation.moves:\n"
+                "        _make_way_back(world, world.move(move.id))\n\n\ndef _require",
+            ),
+            ("if move.served_by_target():", "if False:"),
+        ),
+        ("tests/integration/test_open_transactions.py", "-k", "pg18 and way_back"),
+    ),
+    Mutant(
+        "fencing token not checked on shards",
+        "a worker that was superseded goes on changing shards",
+        "reshard/world.py",
+        (
+            (
+                'connection.execute("SELECT shardwright.hold(%s, %s)", (self.operation.id, self.operation.op_epoch))',
+                "pass",
+            ),
+        ),
+        ("tests/chaos/test_failpoints.py", "-k", "pg18 and zombie"),
+    ),
+    Mutant(
+        "arrival not awaited",
+        "the target is opened before the last changes have arrived",
+        "reshard/fence.py",
+        (("if not streams.wait_for_marker(target, out_stream, value, limit):", "if False:"),),
+        ("tests/integration/test_reshard.py", "-k", "pg18 and last_changes"),
+    ),
+    Mutant(
+        "publication not narrowed at the fence",
+        "what the target sends back is sent forth again",
+        "reshard/fence.py",
+        (("                streams.set_publication(connection, out_stream, tables, kept)\n", ""),),
+        ("tests/integration", "-k", "pg18 and (rolling_back or under_load or way_back)"),
+    ),
+)
