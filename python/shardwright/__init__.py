@@ -2,6 +2,31 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from shardwright.routing.keys import point, points
 
-__all__ = ["point", "points"]
+if TYPE_CHECKING:
+    from shardwright.routing.tables import global_on, reference, sharded_by
+    from shardwright.session.cluster import Cluster
+    from shardwright.session.session import ShardSession
+
+__all__ = ["Cluster", "ShardSession", "sharded_by", "reference", "global_on", "point", "points"]
+
+# What needs SQLAlchemy is imported when it is first asked for.
+_LATER = {
+    "Cluster": "shardwright.session.cluster",
+    "ShardSession": "shardwright.session.session",
+    "sharded_by": "shardwright.routing.tables",
+    "reference": "shardwright.routing.tables",
+    "global_on": "shardwright.routing.tables",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    found = globals()[name] = getattr(import_module(_LATER[name]), name)
+    return found

@@ -77,7 +77,7 @@ def without_secret(dsn: str) -> str:
             f"not a connection string: {redact(str(error)).strip()}",
             fix="give libpq's key=value form or a postgresql:// URI",
         ) from None
-    if parts.pop("password", None) is not None:
+    if parts.pop("password", None) is not None or parts.pop("sslpassword", None) is not None:
         raise errors.SecretInConninfo(
             "the connection string carries a password, and the catalog stores no secrets",
             fix="leave it out; put it into ~/.pgpass, PGPASSWORD or SHARDWRIGHT_PASSWORD_<SHARD>",

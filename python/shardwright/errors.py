@@ -455,6 +455,17 @@ class ShardUnavailable(SessionError):
     retriable = True
 
 
+class WriteRefused(SessionError):
+    """A shard's guard refused the write, for what it is and not for where it was sent.
+
+    A shard key cannot be changed (delete the row and insert it anew), TRUNCATE is refused while rows move, and a
+    reference table is written on its home shard only.
+    """
+
+    code = "SW609"
+    kind = "write-refused"
+
+
 # ---------------------------------------------------------------- our own promises
 
 

@@ -1,0 +1,296 @@
+"""`Cluster`: what an application holds instead of an engine."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from weakref import WeakKeyDictionary
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Mapper
+from sqlalchemy.orm import sessionmaker as _sessionmaker
+from sqlalchemy.sql import selectable
+
+from shardwright import engines, errors
+from shardwright.catalog.roster import Shard
+from shardwright.routing.shard_map import ShardMap
+from shardwright.routing.statement import Planner
+from shardwright.routing.tables import Declaration, declaration_of
+from shardwright.session import outcomes, retries
+from shardwright.session.instances import MappedKey, mapped_key
+from shardwright.session.opening import translate_errors
+from shardwright.session.refresh import Directory, Mode, Router
+from shardwright.session.session import ShardSession
+from shardwright.session.wire import GuardedConnection
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
+
+T = TypeVar("T")
+Reads = Literal["strict", "relaxed"]
+Sessions = _sessionmaker[ShardSession]
+
+
+class Cluster:
+    """A cluster as an application sees it: sessions on its shards, routed by the current shard map.
+
+    Make one a process with `Cluster.connect`, and close it at the end; it is a context manager too. All of it may be
+    used from many threads.
+    """
+
+    def __init__(
+        self, router: Router, *, reads: Reads, map_wait: float, engine_options: dict[str, Any], application: str
+    ) -> None:
+        self._router = router
+        #: strict: each transaction is checked by its shard; relaxed: by the map held here alone
+        self.reads = reads
+        #: seconds for which a session waits for a range that is being handed over
+        self.map_wait = map_wait
+        self._engine_options = engine_options
+        self._application = application
+        self._engines: dict[str, tuple[Shard, Engine]] = {}
+        self._making = threading.Lock()
+        self._threads: ThreadPoolExecutor | None = None
+        self._mapped: WeakKeyDictionary[Mapper[Any], MappedKey] = WeakKeyDictionary()
+        self.planner = Planner(self.declaration)
+        self._own_sessions = self.sessionmaker(expire_on_commit=False)
+
+    @classmethod
+    def connect(
+        cls,
+        catalog_dsn: str,
+        *,
+        application: str = "application",
+        refresh: Mode = "listen",
+        poll_seconds: float = 5.0,
+        pool_size: int = 5,
+        max_overflow: int = 10,
+        reads: Reads = "strict",
+        map_wait: float = 5.0,
+        prepare_threshold: int | None = None,
+        **engine_options: Any,
+    ) -> Cluster:
+        """Load the shard map and be ready for sessions. Shards are connected to when they are first needed.
+
+        Args:
+            catalog_dsn: how to reach the catalog.
+            application: who you are: shown in the catalog's list of routers and in pg_stat_activity.
+            refresh: "listen" follows the map by NOTIFY and by a poll, "poll" by the poll alone; "never" loads it again
+                only when a shard refuses this router, which is as safe, and registers no router in the catalog.
+            poll_seconds: between polls, jittered.
+            pool_size: connections to each shard that are kept open.
+            max_overflow: connections to each shard that may be opened beyond them.
+            reads: "strict" checks the ownership of the key's range with each BEGIN. "relaxed" leaves that out: reads may
+                be stale for as long as this router's map is; writes are still refused by the shards' guards.
+            map_wait: seconds for which a session waits for a range that is being handed over.
+            prepare_threshold: after how many executions psycopg prepares a statement; None never does, as PgBouncer in
+                transaction mode asks for.
+            engine_options: further arguments of `sqlalchemy.create_engine` for the shards' engines.
+
+        Raises:
+            CannotConnect, PasswordMissing, NotPrimary, BadOption: the catalog cannot be reached.
+            CatalogNewer, CatalogOlder: the catalog's schema is not this program's.
+        """
+        if reads not in ("strict", "relaxed"):
+            raise errors.BadOption(f"reads={reads!r} has no meaning", fix='give "strict" or "relaxed"')
+        router = Router(catalog_dsn, application, refresh, poll_seconds)
+        engine_options |= {
+            "pool_size": pool_size,
+            "max_overflow": max_overflow,
+            "prepare_threshold": prepare_threshold,
+            "application_name": f"shardwright {application}"[:63],
+        }
+        return cls(router, reads=reads, map_wait=map_wait, engine_options=engine_options, application=application)
+
+    # ------------------------------------------------------------------ for applications
+
+    @property
+    def map(self) -> ShardMap:
+        """The shard map as it is known now."""
+        return self._router.now.map
+
+    def refresh(self) -> ShardMap:
+        """Ask the catalog for the newest map now.
+
+        Returns:
+            The map that is known then; the old one where the catalog cannot be reached.
+        """
+        return self._router.refresh().map
+
+    def sessionmaker(self, **session_options: Any) -> Sessions:
+        """A factory of sessions, as SQLAlchemy's `sessionmaker` is one.
+
+        ``Session(key=42)`` gives a session pinned to the shard of that key, ``Session()`` one that finds the shard for
+        each statement.
+
+        Args:
+            session_options: what each session gets: arguments of `sqlalchemy.orm.Session`, or of `ShardSession`.
+        """
+        return _sessionmaker(class_=ShardSession, cluster=self, **session_options)
+
+    def run(
+        self,
+        key: Any,
+        work: Callable[[ShardSession], T],
+        *,
+        keyspace: str | None = None,
+        deadline: float = 5.0,
+        attempts: int | None = None,
+        sessions: Sessions | None = None,
+        **session_options: Any,
+    ) -> T:
+        """Run `work` in a transaction on the key's shard, and again where the database asked for that.
+
+        It is run again from its start, in a new session, when its range moved (SH001, SH002, SH003), and after a
+        serialization failure or a deadlock (40001, 40P01). So what it does outside of the database may happen twice.
+        COMMIT is never sent again: where its answer is lost, `CommitUnknown` is raised.
+
+        Args:
+            key: the shard key.
+            work: gets the session, whose transaction is committed when it returns.
+            keyspace: the key's keyspace, where there are several.
+            deadline: seconds within which it may be run again.
+            attempts: how often at most; any number within the deadline by default.
+            sessions: a factory to use; by default one whose objects keep their values after the commit.
+            session_options: for the session, as `isolation_level`.
+
+        Returns:
+            What `work` returned.
+
+        Raises:
+            CommitUnknown: the answer to COMMIT was lost; see `commit_outcome`.
+            SessionError, sqlalchemy.exc.DBAPIError: what the last attempt met.
+        """
+        factory = sessions or self._own_sessions
+
+        def once() -> T:
+            with factory(key=key, keyspace=keyspace, **session_options) as session, session.begin():
+                return work(session)
+
+        return retries.replay(once, deadline, attempts)
+
+    def commit_outcome(self, error: errors.CommitUnknown, *, patience: float = 10.0) -> outcomes.Outcome:
+        """Find out what became of a transaction whose COMMIT was not answered.
+
+        Args:
+            error: what was raised.
+            patience: seconds to wait for the shard, and for a COMMIT that is still under way there.
+
+        Returns:
+            "committed", "aborted", or "unknown" where it cannot be told any more: the transaction's number was not
+            known, the server has forgotten it, or another server took the shard over since.
+
+        Raises:
+            ShardUnavailable: the shard cannot be reached.
+        """
+        return outcomes.find_out(self.engine, error, patience)
+
+    def engine(self, shard: str) -> Engine:
+        """The SQLAlchemy engine of a shard: for work that is none of the sessions'. It checks nothing.
+
+        Args:
+            shard: the shard's name.
+
+        Raises:
+            UnknownShard: there is none of that name.
+        """
+        found = self._engines.get(shard)
+        if found is not None and (known := self._router.now.shards.get(shard)) is found[0]:
+            return found[1]
+        return self._make_engine(self._router.now.shard(shard))
+
+    def close(self) -> None:
+        """Stop the map's thread, and close the connections that are not in use."""
+        self._router.close()
+        with self._making:
+            found, self._engines = self._engines, {}
+            threads, self._threads = self._threads, None
+        if threads is not None:
+            threads.shutdown(wait=False)
+        for _, engine in found.values():
+            engine.dispose()
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Cluster map {self.map.version}, shards {', '.join(self.map.shards())}>"
+
+    # ------------------------------------------------------------------ for sessions
+
+    @property
+    def directory(self) -> Directory:
+        """What is known of the catalog."""
+        return self._router.now
+
+    def patience(self) -> retries.Patience:
+        """How a session waits out a handover."""
+        return retries.Patience(self._router, self.map_wait)
+
+    def declaration(self, table: selectable.TableClause) -> Declaration | None:
+        """What a table is declared to be, by itself or by the catalog."""
+        declared = declaration_of(table) if isinstance(table, sa.Table) else None
+        registered = self.directory.tables.get((getattr(table, "schema", None) or "public", table.name))
+        if declared is None or (declared.kind == "reference" and declared.home is None):
+            return registered or declared
+        return declared
+
+    def mapped_key(self, mapper: Mapper[Any]) -> MappedKey:
+        """Where a mapper's objects carry their shard key; see `instances.mapped_key`."""
+        found = self._mapped.get(mapper)
+        if found is None:
+            found = self._mapped[mapper] = mapped_key(mapper, self.declaration)
+        return found
+
+    @property
+    def threads(self) -> ThreadPoolExecutor:
+        """Threads in which shards are asked at the same time."""
+        with self._making:
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(32, thread_name_prefix="shardwright-scatter")
+            return self._threads
+
+    def _make_engine(self, shard: Shard) -> Engine:
+        with self._making:
+            old = self._engines.get(shard.name)
+            if old is not None:
+                if old[0] == shard:
+                    # The same place, read again from the catalog.
+                    self._engines[shard.name] = (shard, old[1])
+                    return old[1]
+                old[1].dispose()
+            engine = engines.session_engine(shard, GuardedConnection, _vetter(shard), **self._engine_options)
+            engine.__dict__["shardwright_shard"] = shard.name
+            translate_errors(engine, shard.name)
+            self._engines[shard.name] = (shard, engine)
+            return engine
+
+
+_WHO = """
+SELECT (SELECT system_identifier::text FROM pg_catalog.pg_control_system()),
+       (SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()),
+       CASE WHEN pg_catalog.pg_is_in_recovery() THEN ''
+            ELSE pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) END
+"""
+
+
+def _vetter(shard: Shard) -> Callable[[GuardedConnection], None]:
+    """What each new connection to a shard must pass: it leads to the database that the catalog knows."""
+
+    def vet(connection: GuardedConnection) -> None:
+        row = connection.execute(_WHO).fetchone()
+        assert row is not None
+        connection.timeline = int(row[2] or "0", 16)
+        if (row[0], row[1]) != (shard.system_identifier, shard.database_oid):
+            raise errors.ShardUnavailable(
+                f"what answers at the address of shard {shard.name} is another database",
+                fix="`shardwright shard list` shows the address; after a rebuild, `shardwright shard add` stores the new one",
+                shard=shard.name,
+            )
+
+    return vet

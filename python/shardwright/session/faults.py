@@ -1,0 +1,98 @@
+"""What an error of a shard means to an application: from SQLSTATEs and lost connections to the classes of errors.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+
+from shardwright import errors
+from shardwright.session.wire import GuardedConnection, happened_at_entry
+
+_MOVED, _FENCED, _IMPORTING, _REFUSED = "SH001", "SH002", "SH003", "SH004"
+_STANDBY = "25006"
+
+#: What a replay of the whole transaction heals.
+REPLAYABLE = frozenset({"40001", "40P01"})
+
+
+class EntryRefused(errors.ShardMoved):
+    """A shard does not serve the range, now or any more; nothing of the transaction has run.
+
+    Sessions answer it themselves; whoever meets it may replay the transaction.
+    """
+
+    def __init__(self, shard: str, error: psycopg.Error) -> None:
+        said = error.diag.message_primary or str(error)
+        super().__init__(
+            f"shard {shard}: {said}", fix="run the transaction again", shard=shard, sqlstate=error.sqlstate
+        )
+
+
+class ConnectionLost(errors.ShardUnavailable):
+    """The connection to a shard ended before COMMIT was sent: nothing of the transaction is stored."""
+
+    #: whether something of the caller's had run on it
+    had_run = True
+
+
+def sqlstate_of(error: BaseException) -> str | None:
+    """The SQLSTATE of an error of psycopg or of SQLAlchemy around it, or None.
+
+    Args:
+        error: any error.
+    """
+    for candidate in (error, getattr(error, "orig", None), error.__cause__):
+        state = getattr(candidate, "sqlstate", None)
+        if isinstance(state, str):
+            return state
+    return None
+
+
+def translate(shard: str, error: psycopg.Error, connection: GuardedConnection | None) -> errors.SessionError | None:
+    """The error of ours that an error of a shard amounts to, or None where SQLAlchemy's own says it well.
+
+    Args:
+        shard: the shard's name.
+        error: what psycopg raised.
+        connection: on which connection, while it is known.
+    """
+    if getattr(error, "shardwright_commit_lost", False):
+        return _commit_unknown(shard, connection)
+    state, said = error.sqlstate, error.diag.message_primary or str(error).strip()
+    if state == _STANDBY and not (connection is not None and connection.read_only):
+        lost = ConnectionLost(f"shard {shard} is a standby now: {said}", fix="run the transaction again", shard=shard)
+        lost.had_run = not happened_at_entry(error)
+        return lost
+    if state in (_MOVED, _FENCED, _IMPORTING):
+        if happened_at_entry(error):
+            return EntryRefused(shard, error)
+        if connection is not None and connection.has_entered:
+            # The ranges that were entered cannot move now: the row belongs to none of them.
+            return errors.KeyOutsideSession(
+                f"shard {shard} refused a row that it does not serve: {said}",
+                fix="use a session for that row's key",
+                shard=shard,
+            )
+        return errors.ShardMoved(f"shard {shard}: {said}", fix="run the transaction again", shard=shard)
+    if state == _REFUSED:
+        return errors.WriteRefused(said, fix=error.diag.message_hint or "", shard=shard)
+    if connection is not None and connection.closed:
+        lost = ConnectionLost(
+            f"the connection to shard {shard} was lost: {said}", fix="run the transaction again", shard=shard
+        )
+        lost.had_run = connection.has_run
+        return lost
+    return None
+
+
+def _commit_unknown(shard: str, connection: GuardedConnection | None) -> errors.CommitUnknown:
+    facts: dict[str, Any] = {"shard": shard}
+    if connection is not None and connection.xact_id is not None:
+        facts |= {"xid": connection.xact_id, "timeline": connection.timeline}
+    return errors.CommitUnknown(
+        f"the answer to COMMIT on shard {shard} was lost: the transaction may be stored or not",
+        fix="cluster.commit_outcome(error) tells which; it is not sent again",
+        ownership_known=True,
+        **facts,
+    )

@@ -1,0 +1,148 @@
+"""From a session to an open transaction on a shard: checkout, BEGIN, the check; handed to SQLAlchemy when it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import psycopg
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine, ExceptionContext
+
+from shardwright import errors
+from shardwright.session.faults import ConnectionLost, translate
+from shardwright.session.wire import GuardedConnection
+
+#: Execution options that must be set before BEGIN.
+TRANSACTION_OPTIONS = frozenset({"isolation_level", "postgresql_readonly", "postgresql_deferrable"})
+
+
+class SessionEngine(Engine):
+    """One session's way to a shard: everything is the shard engine's own, but connecting is the session's.
+
+    `Session` asks its bind for a connection from many places (execute, flush, get, lazy loads). Here they all meet, so
+    that none of them begins a transaction without the check, and each may be answered by another shard than the one
+    that refused.
+
+    Args:
+        parent: the shard's engine.
+        connect: gives a connection whose transaction has begun.
+    """
+
+    def __init__(self, parent: Engine, connect: Callable[[SessionEngine], Connection]) -> None:
+        self.follow(parent)
+        self._session_connect = connect
+
+    def follow(self, parent: Engine) -> None:
+        """Lead to another shard from now on.
+
+        Args:
+            parent: that shard's engine.
+        """
+        self.__dict__.update(parent.__dict__)
+        self.parent = parent
+
+    def connect(self) -> Connection:
+        """A connection that the session has begun a transaction on."""
+        return self._session_connect(self)
+
+    def checkout(self, options: Mapping[str, Any]) -> Connection:
+        """A connection from the shard's pool, before BEGIN.
+
+        Args:
+            options: execution options for it.
+        """
+        connection = super().connect()
+        if options:
+            connection = connection.execution_options(**options)
+        return connection
+
+
+def shard_of(engine: Engine) -> str:
+    """The name of the shard that an engine leads to.
+
+    Args:
+        engine: one of the cluster's engines, or a session's.
+    """
+    return str(engine.__dict__["shardwright_shard"])
+
+
+def driver_of(connection: Connection) -> GuardedConnection:
+    """The psycopg connection below a SQLAlchemy connection.
+
+    Args:
+        connection: a connection to a shard.
+    """
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, GuardedConnection)
+    return driver
+
+
+def begin(connection: Connection, ranges: Iterable[int], *, ahead: bool, whole: bool = False) -> None:
+    """Begin a transaction on a connection that was just checked out. Closes it when that fails.
+
+    Args:
+        connection: the connection.
+        ranges: ids of the ranges to enter.
+        ahead: let BEGIN and the check travel with the first statement, which then may fail by them.
+        whole: enter the whole shard too, for a scatter.
+
+    Raises:
+        EntryRefused: the shard does not serve them.
+        ConnectionLost: the connection was dead.
+        BadOption: the transaction could not hold what the check locks.
+    """
+    try:
+        driver = driver_of(connection)
+        driver.new_transaction(ranges)
+        if driver.autocommit and (ranges or whole):
+            raise errors.BadOption(
+                "AUTOCOMMIT gives up the ownership check with each statement",
+                fix='use another isolation level, or reads="relaxed"',
+            )
+        connection.begin()
+        if whole:
+            driver.enter_all()
+        elif not ahead:
+            driver.begin()
+    except psycopg.Error as error:
+        ours = translate(shard_of(connection.engine), error, driver)
+        if isinstance(ours, ConnectionLost):
+            connection.invalidate(error)
+        connection.close()
+        if ours is None:
+            raise _wrapped(connection, error) from error
+        raise ours from error
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _wrapped(connection: Connection, error: psycopg.Error) -> BaseException:
+    """The error as SQLAlchemy would raise it."""
+    return sa.exc.DBAPIError.instance(
+        "BEGIN; SELECT shardwright.enter()", None, error, psycopg.Error, dialect=connection.dialect
+    )
+
+
+def translate_errors(engine: Engine, shard: str) -> None:
+    """Let an engine raise our errors where a shard's error means more than SQLAlchemy can know.
+
+    Args:
+        engine: the shard's engine.
+        shard: its name.
+    """
+
+    @sa.event.listens_for(engine, "handle_error")
+    def on_error(context: ExceptionContext) -> BaseException | None:
+        error = context.original_exception
+        if not isinstance(error, psycopg.Error):
+            return None
+        driver: GuardedConnection | None = None
+        if context.connection is not None and not context.connection.closed and not context.connection.invalidated:
+            driver = driver_of(context.connection)
+        ours = translate(shard, error, driver)
+        if isinstance(ours, ConnectionLost):
+            # A demoted primary answers as well as before: without this its connections would stay in the pool.
+            context.is_disconnect = True
+        return ours

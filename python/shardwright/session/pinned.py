@@ -1,0 +1,252 @@
+"""A session that is pinned to one key: every transaction runs on the shard that serves the key's range."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+from sqlalchemy.orm import Mapper, Session
+
+from shardwright import errors
+from shardwright.routing.shard_map import Range
+from shardwright.routing.statement import Plan
+from shardwright.session import opening
+from shardwright.session.faults import ConnectionLost, EntryRefused
+from shardwright.session.instances import unknown_table
+
+if TYPE_CHECKING:
+    from shardwright.session.session import ShardSession
+
+Call = Callable[..., Any]
+
+
+class Pinned:
+    """How a pinned session finds its connection, and what it refuses.
+
+    Args:
+        session: the session.
+        key: the shard key.
+        keyspace: its keyspace.
+        strict: check the range's ownership with each BEGIN.
+        options: execution options of its transactions.
+    """
+
+    def __init__(
+        self, session: ShardSession, key: Any, keyspace: str, strict: bool, options: dict[str, Any]
+    ) -> None:
+        self._session = session
+        self._cluster = session.cluster
+        self._key = key
+        self._keyspace = keyspace
+        self._strict = strict
+        self._options = options
+        self._ahead = False
+        route = self._cluster.map.route(keyspace, key)
+        self._shard = route.shard
+        self._held: Range | None = None
+        self._engine = opening.SessionEngine(self._cluster.engine(route.shard), self._connect)
+
+    # ------------------------------------------------------------------ connections
+
+    def bind(self, mapper: Any) -> opening.SessionEngine:
+        """The engine for whatever the session does."""
+        return self._engine
+
+    def bind_for(self, arguments: Mapping[str, Any]) -> Any:
+        """The engine for what the caller asked of `Session.connection`."""
+        return arguments.get("bind") or self._engine
+
+    @contextmanager
+    def beginning_with(self, options: dict[str, Any]) -> Iterator[None]:
+        """Let a transaction that begins meanwhile have options of its own."""
+        before = self._options
+        self._options = before | options
+        try:
+            yield
+        finally:
+            self._options = before
+
+    def _connect(self, engine: opening.SessionEngine) -> Connection:
+        """Begin on the shard that serves the key, wherever that is by now."""
+        patience = None
+        while True:
+            shard_map = self._cluster.map
+            route = shard_map.route(self._keyspace, self._key)
+            engine.follow(self._cluster.engine(route.shard))
+            self._shard = route.shard
+            try:
+                connection = engine.checkout(self._options)
+                opening.begin(connection, (route.range_id,) if self._strict else (), ahead=self._ahead)
+            except (EntryRefused, ConnectionLost) as refused:
+                patience = patience or self._cluster.patience()
+                patience.after(refused, route.map_version)
+            else:
+                self._held = shard_map.route_point(self._keyspace, route.point)
+                return connection
+
+    # ------------------------------------------------------------------ statements
+
+    def run(
+        self, call: Call, statement: Any, params: Any, execution_options: Any, bind_arguments: Any, more: dict[str, Any]
+    ) -> Any:
+        """Execute a statement; BEGIN, the check and the statement travel together where it is the first."""
+        plan = self._check(statement, params)
+        patience = None
+        while True:
+            version = self._cluster.map.version
+            before, self._ahead = self._ahead, True
+            try:
+                return call(
+                    statement, params, execution_options=execution_options, bind_arguments=bind_arguments, **more
+                )
+            except (EntryRefused, ConnectionLost) as refused:
+                lost = isinstance(refused, ConnectionLost)
+                if lost and (refused.had_run or plan is None or plan.writes):  # type: ignore[union-attr]
+                    raise
+                patience = patience or self._cluster.patience()
+                forget_connections(self._session)
+                patience.after(refused, version)
+            finally:
+                self._ahead = before
+            self._check(statement, params)
+
+    def _check(self, statement: Any, params: Any) -> Plan | None:
+        """Refuse what does not belong to the session's range; the plan of what can be looked through."""
+        given = _as_rows(params)
+        if not isinstance(statement, (sa.sql.expression.SelectBase, sa.sql.expression.UpdateBase)) and not hasattr(
+            statement, "_resolved"
+        ):
+            # text(), DDL, calls of functions: the caller has said which key it is for.
+            return None
+        plan, binds = self._cluster.planner.plan(statement, given)
+        for keyspace, key in plan.keys(binds, given):
+            self._check_key(keyspace, key)
+        if plan.unknown:
+            raise unknown_table(plan.unknown[0])
+        if plan.unbound is not None and plan.opaque is None:
+            raise errors.NoShardKey(
+                f"the statement could touch keys beyond {self._key!r}, which this session is pinned to: {plan.unbound}",
+                fix="name the shard key in it, or use a session without a key",
+            )
+        for schema, name, declared in plan.others:
+            if declared.kind == "global" and declared.home != self._shard:
+                raise errors.KeyOutsideSession(
+                    f"table {name} lives on shard {declared.home}; this session is pinned to key {self._key!r} "
+                    f"on shard {self._shard}",
+                    fix="use a session without a key",
+                )
+            if plan.target is not None and plan.target[:2] == (schema, name) and declared.home != self._shard:
+                raise _away_from_home(name, declared.home, self._shard)
+        return plan
+
+    def _check_key(self, keyspace: str, key: Any) -> None:
+        if key == self._key and keyspace == self._keyspace and type(key) is type(self._key):
+            return
+        shard_map = self._cluster.map
+        other = shard_map.route(keyspace, key)
+        if keyspace == self._keyspace:
+            if self._strict:
+                # What is held tells more than the map: begin, so that it cannot change between here and there.
+                self._session.connection()
+            own = shard_map.route(self._keyspace, self._key)
+            held = self._held or shard_map.route_point(self._keyspace, own.point)
+            if other.point in held.points():
+                return
+        raise errors.KeyOutsideSession(
+            f"key {key!r} of keyspace {keyspace} is in another range than key {self._key!r} of keyspace "
+            f"{self._keyspace}, which this session is pinned to",
+            fix="use a session of its own for each key, or one without a key",
+            key=str(key),
+            pinned_to=str(self._key),
+            keyspace=keyspace,
+        )
+
+    # ------------------------------------------------------------------ objects
+
+    @contextmanager
+    def flushing(self) -> Iterator[None]:
+        """While objects are flushed: a refusal could not be undone there, so the transaction begins at once."""
+        before, self._ahead = self._ahead, False
+        try:
+            yield
+        finally:
+            self._ahead = before
+
+    def connection_for(self, mapper: Mapper[Any] | None = None, instance: Any = None, **_: Any) -> Connection:
+        """The connection on which an object is written, once its key was found to belong here."""
+        if mapper is not None and instance is not None:
+            self._check_instance(mapper, instance)
+        return Session.connection(self._session)
+
+    def _check_instance(self, mapper: Mapper[Any], instance: Any) -> None:
+        found = self._cluster.mapped_key(mapper)
+        if found.declaration.kind == "sharded":
+            self._check_key(found.declaration.keyspace or "", found.of(sa.inspect(instance)))
+        elif found.declaration.home != self._shard:
+            raise _away_from_home(found.table[1], found.declaration.home, self._shard)
+
+    @contextmanager
+    def bulk(self, rows: Iterable[tuple[Any, Any]]) -> Iterator[None]:
+        """For SQLAlchemy's older bulk methods: check every row's key first."""
+        for entity, row in rows:
+            mapper = sa.inspect(entity).mapper
+            if isinstance(row, Mapping):
+                check_mapping(self._cluster.mapped_key(mapper), row, self._check_key)
+            else:
+                self._check_instance(mapper, row)
+        with self.flushing():
+            yield
+
+
+def check_mapping(found: Any, row: Mapping[str, Any], check: Callable[[str, Any], None]) -> None:
+    """Hand the shard key of a mapping of attributes to `check`.
+
+    Args:
+        found: where the mapper's objects carry it.
+        row: attributes and values.
+        check: gets the keyspace and the key.
+
+    Raises:
+        NoShardKey: the mapping has none.
+    """
+    if found.declaration.kind != "sharded":
+        return
+    if found.attribute not in row:
+        raise errors.NoShardKey(
+            f"a row gives no {found.attribute}, so no shard can be chosen", fix=f"give every row {found.attribute}"
+        )
+    check(found.declaration.keyspace or "", row[found.attribute])
+
+
+def forget_connections(session: Session) -> None:
+    """Give back the connections of a transaction in which nothing has run yet; the transaction itself goes on.
+
+    SQLAlchemy has no public way to do so: ending the transaction would end the caller's `with session.begin()` too.
+
+    Args:
+        session: the session.
+    """
+    transaction = session._transaction
+    while transaction is not None:
+        for connection, inner, *_ in set(transaction._connections.values()):
+            if inner.is_active and not connection.invalidated:
+                inner.close()
+            connection.close()
+        transaction._connections.clear()
+        transaction = transaction._parent
+
+
+def _as_rows(params: Any) -> Sequence[Mapping[str, Any]]:
+    if params is None:
+        return ()
+    return (params,) if isinstance(params, Mapping) else params
+
+
+def _away_from_home(name: str, home: str | None, shard: str) -> errors.WriteRefused:
+    return errors.WriteRefused(
+        f"table {name} is written on shard {home}, and this session is on shard {shard}",
+        fix="use a session without a key for it",
+    )

@@ -1,0 +1,207 @@
+"""`ShardSession`: SQLAlchemy's Session whose connections come from the shard that the key, the object or the statement names.
+
+The class is a thin shell. What decides is its *way*: `Pinned` where a key was given, `Routed` otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.sql import selectable
+from sqlalchemy.util import EMPTY_DICT
+
+from shardwright import errors
+from shardwright.session.opening import TRANSACTION_OPTIONS
+from shardwright.session.pinned import Pinned
+from shardwright.session.routed import Routed
+
+if TYPE_CHECKING:
+    from shardwright.session.cluster import Cluster
+
+_NO_KEY: Any = object()
+
+
+class ShardSession(Session):
+    """A session on the shards of a cluster; made by the factory that `Cluster.sessionmaker` gives.
+
+    Args:
+        bind: not used here; a session's shards are its cluster's.
+        cluster: the cluster.
+        key: the shard key that the session is pinned to; without one, each statement finds its own shard.
+        keyspace: the key's keyspace; needed where the cluster has several.
+        model: a mapped class or table that tells the keyspace instead.
+        reads: "strict" or "relaxed", for this session; see `Cluster.connect`.
+        isolation_level: of its transactions; READ COMMITTED unless set.
+        read_only: whether its transactions are READ ONLY.
+        options: arguments of `sqlalchemy.orm.Session`.
+
+    Raises:
+        BadKey: the key is no key of its keyspace.
+        BadOption: an argument has no meaning here.
+        UnknownKeyspace: there is no such keyspace.
+    """
+
+    def __init__(
+        self,
+        bind: Any = None,
+        *,
+        cluster: Cluster,
+        key: Any = _NO_KEY,
+        keyspace: str | None = None,
+        model: Any = None,
+        reads: str | None = None,
+        isolation_level: str | None = None,
+        read_only: bool | None = None,
+        **options: Any,
+    ) -> None:
+        if bind is not None or options.get("binds"):
+            raise errors.BadOption("a session of a cluster takes no bind", fix="leave it out: its shards are the cluster's")
+        if options.get("twophase"):
+            raise errors.BadOption("twophase=True is not supported", fix="keep a transaction on one shard")
+        if reads not in (None, "strict", "relaxed"):
+            raise errors.BadOption(f"reads={reads!r} has no meaning", fix='give "strict" or "relaxed"')
+        # BEGIN travels with the check: SQLAlchemy is handed connections that have begun, and ends what it did not begin.
+        options["join_transaction_mode"] = "control_fully"
+        begins_with = _take_transaction_options(options)
+        if isolation_level is not None:
+            begins_with["isolation_level"] = isolation_level
+        if read_only is not None:
+            begins_with["postgresql_readonly"] = read_only
+        super().__init__(None, **options)
+        self.cluster = cluster
+        strict = (reads or cluster.reads) == "strict"
+        self._way: Pinned | Routed
+        if key is _NO_KEY:
+            if keyspace is not None or model is not None:
+                raise errors.BadOption("a keyspace was given without a key", fix="give key= too, or neither")
+            self._way = Routed(self, strict, begins_with)
+        else:
+            self._way = Pinned(self, key, _keyspace(cluster, keyspace, model), strict, begins_with)
+
+    # ------------------------------------------------------------------ where SQLAlchemy asks
+
+    def get_bind(
+        self, mapper: Any = None, *, clause: Any = None, bind: Engine | Connection | None = None, **options: Any
+    ) -> Engine | Connection:
+        """The engine for a mapper or statement, as `Session.get_bind`; it belongs to this session."""
+        if bind is not None:
+            return bind
+        return self._way.bind(mapper)
+
+    def connection(
+        self, bind_arguments: Mapping[str, Any] | None = None, execution_options: Mapping[str, Any] | None = None
+    ) -> Connection:
+        """The connection of the current transaction, which begins now if it has not.
+
+        Args:
+            bind_arguments: as for `Session.connection`; a routed session takes `shard` or `key` here.
+            execution_options: as for `Session.connection`.
+        """
+        options = dict(execution_options or {})
+        early = {name: options.pop(name) for name in TRANSACTION_OPTIONS & set(options)}
+        with self._way.beginning_with(early):
+            bind = self._way.bind_for(dict(bind_arguments or {}))
+            return super().connection({"bind": bind}, options or None)
+
+    def execute(
+        self,
+        statement: Any,
+        params: Any = None,
+        *,
+        execution_options: Any = EMPTY_DICT,
+        bind_arguments: Any = None,
+        **more: Any,
+    ) -> Any:
+        """As `Session.execute`, on the shard or shards that the statement needs."""
+        call = super().execute
+        return self._way.run(call, statement, params, execution_options, bind_arguments, more)
+
+    def scalars(
+        self,
+        statement: Any,
+        params: Any = None,
+        *,
+        execution_options: Any = EMPTY_DICT,
+        bind_arguments: Any = None,
+        **more: Any,
+    ) -> Any:
+        """As `Session.scalars`, on the shard or shards that the statement needs."""
+        call = super().scalars
+        return self._way.run(call, statement, params, execution_options, bind_arguments, more)
+
+    def scalar(
+        self,
+        statement: Any,
+        params: Any = None,
+        *,
+        execution_options: Any = EMPTY_DICT,
+        bind_arguments: Any = None,
+        **more: Any,
+    ) -> Any:
+        """As `Session.scalar`, on the shard or shards that the statement needs."""
+        call = super().scalar
+        return self._way.run(call, statement, params, execution_options, bind_arguments, more)
+
+    def flush(self, objects: Sequence[Any] | None = None) -> None:
+        """As `Session.flush`; each object goes to the shard of its key."""
+        before = self.connection_callable
+        self.connection_callable = self._way.connection_for
+        try:
+            with self._way.flushing():
+                super().flush(objects)
+        finally:
+            self.connection_callable = before
+
+    # ------------------------------------------------------------------ the older bulk methods
+
+    def bulk_save_objects(self, objects: Iterable[object], *args: Any, **options: Any) -> None:
+        """As `Session.bulk_save_objects`."""
+        found = list(objects)
+        with self._way.bulk((type(one), one) for one in found):
+            super().bulk_save_objects(found, *args, **options)
+
+    def bulk_insert_mappings(self, mapper: Any, mappings: Iterable[dict[str, Any]], *args: Any, **options: Any) -> None:
+        """As `Session.bulk_insert_mappings`."""
+        found = list(mappings)
+        with self._way.bulk((mapper, one) for one in found):
+            super().bulk_insert_mappings(mapper, found, *args, **options)
+
+    def bulk_update_mappings(self, mapper: Any, mappings: Iterable[dict[str, Any]]) -> None:
+        """As `Session.bulk_update_mappings`."""
+        found = list(mappings)
+        with self._way.bulk((mapper, one) for one in found):
+            super().bulk_update_mappings(mapper, found)
+
+
+def _take_transaction_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Take out of a session's execution options (SQLAlchemy 2.1) those that must be set before BEGIN."""
+    given = dict(options.pop("execution_options", None) or {})
+    taken = {name: given.pop(name) for name in TRANSACTION_OPTIONS & set(given)}
+    if given:
+        options["execution_options"] = given
+    return taken
+
+
+def _keyspace(cluster: Cluster, name: str | None, model: Any) -> str:
+    """The keyspace that a session's key belongs to."""
+    keyspaces = cluster.map.keyspaces
+    if model is not None:
+        table = model if isinstance(model, selectable.TableClause) else model.__table__
+        declared = cluster.declaration(table)
+        if declared is None or declared.keyspace is None:
+            raise errors.BadOption(f"{table.name} is not sharded, so it has no keyspace", fix="give a sharded model")
+        name = declared.keyspace
+    if name is not None:
+        return cluster.map.keyspace(name).name
+    if len(keyspaces) == 1:
+        return keyspaces[0].name
+    if not keyspaces:
+        raise errors.UnknownKeyspace("the cluster has no keyspace yet", fix="shardwright keyspace create NAME")
+    known = ", ".join(keyspace.name for keyspace in keyspaces)
+    raise errors.BadOption(f"the cluster has several keyspaces: {known}", fix="give keyspace= or model= with the key")
+
+
+__all__ = ["Mapper", "ShardSession"]
