@@ -18,6 +18,7 @@ from shardwright import errors
 from shardwright.reshard import operate, status
 from shardwright.reshard.plan import Plan
 from shardwright.reshard.status import Status
+from shardwright.servers.watchdog import Watchdog
 from shardwright.testing.workload import Workload
 
 #: How long one phase may take before the demo gives up.
@@ -79,6 +80,8 @@ class Operator:
                 stderr=log,
                 start_new_session=True,
             )
+        # A worker waits for a catalog that has gone: it must not wait for one that was ours when we are killed.
+        self._watchdog = Watchdog(self._worker.pid)
 
     def __enter__(self) -> Operator:
         return self
@@ -90,6 +93,8 @@ class Operator:
         except subprocess.TimeoutExpired:
             self._worker.kill()
             self._worker.wait()
+        finally:
+            self._watchdog.release()
 
     def reach(self, goal: str) -> Status:
         """Set a goal and wait until the worker has brought the operation there.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -76,10 +75,8 @@ def run(options: Options, audience: Audience) -> Result:
         audience.stage("reading the data set, and starting four PostgreSQL servers: a catalog and three shards")
         data = dataset.load()
         cluster = stack.enter_context(_servers(options))
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sw-demo-")))
-        if options.keep is not None:
-            directory = options.keep / "histories"
-            directory.mkdir()
+        directory = cluster.directory / "histories"
+        directory.mkdir()
         catalog = stack.enter_context(engines.connect_catalog(_prepare(cluster), "shardwright demo"))
         demo = _Demo(options, audience, data, cluster, catalog, directory)
         demo.make_cluster()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from shardwright.session import Cluster
+from shardwright.session.refresh import Mode
 from shardwright.testing.acts import Act, DirectActs, SessionActs
 from shardwright.testing.clients import DirectClient, Isolation, LibraryClient, Pause, Unfinished, Way, When
 from shardwright.testing.history import Recorder, Seen
@@ -155,7 +156,7 @@ def _paced(stop: threading.Event, rate: float) -> Iterator[None]:
 def _apply(spec: Spec, role: str, number: int, stop: threading.Event) -> None:
     """The roles that use the library."""
     way: Way = "run" if role == "run" else "routed" if role == "routed" else "pinned"
-    refresh = "never" if role in ("run", "reader") else "auto"
+    refresh: Mode = "never" if role in ("run", "reader") else "listen"
     path = Path(spec.directory) / f"{role}-{number}.history"
     with Cluster.connect(spec.catalog, refresh=refresh) as cluster, Recorder(path, f"{role}-{number}") as recorder:
         application = _Application(spec, number, LibraryClient(cluster, spec, recorder))
