@@ -49,7 +49,7 @@ gates: $(VENV)/.made-all
 	MYPYPATH=python $(BIN)/python -m mypy.stubtest shardwright._core
 	cargo fmt --check
 	cargo clippy --quiet --all-targets --no-default-features -- -D warnings
-	PYO3_PYTHON=$(CURDIR)/$(BIN)/python cargo clippy --quiet --features python -- -D warnings
+	PYO3_PYTHON="$(CURDIR)/$(BIN)/python" cargo clippy --quiet --features python -- -D warnings
 	cargo test --quiet --no-default-features
 
 bench: $(VENV)/.made-all
