@@ -469,14 +469,14 @@ def commit_batch(
         Superseded: another worker took the operation over; nothing was committed.
     """
     giver, taker = (move.source, move.target) if direction == "forward" else (move.target, move.source)
-    with connection.transaction():
+    with connection.pipeline(), connection.transaction():
         _check_token(connection, operation.id, operation.op_epoch, operation.phase)
         moved = connection.execute(
             "UPDATE shardwright.ranges SET shard = %s WHERE keyspace = %s AND shard = %s "
-            "AND int8multirange(points) <@ %s::int8multirange RETURNING points",
+            "AND int8multirange(points) <@ %s::int8multirange RETURNING id",
             (taker, keyspace_id, giver, batch.points.literal()),
-        )
-        if moved.rowcount < 1:
+        ).fetchall()
+        if not moved:
             raise errors.InvariantFailed(f"{giver} owns nothing of {batch.points.literal()} by the shard map")
         connection.execute(
             "UPDATE shardwright.batches SET served_by = %s WHERE move = %s AND number = %s",

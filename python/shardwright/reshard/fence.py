@@ -21,6 +21,7 @@ from shardwright.reshard.failpoints import reach
 from shardwright.reshard.world import LOCK_CLASS, World, log
 from shardwright.routing.multirange import Multirange
 from shardwright.routing.predicates import GuardedTable
+from shardwright.routing.shard_map import Range, ShardMap
 
 #: An autovacuum worker holds a lock that the fence waits for; the server cancels it after this long instead of 1 s.
 _DEADLOCK_TIMEOUT_MS = 20
@@ -48,34 +49,29 @@ def sync_guards(connection: psycopg.Connection, tables: Sequence[GuardedTable]) 
 
 
 def set_ranges(
-    connection: psycopg.Connection, world: World, move: Move, points: Multirange, state: str, map_version: int
+    connection: psycopg.Connection, keyspace: str, ranges: Sequence[Range], state: str, map_version: int
 ) -> None:
-    """Give the shard's ranges within `points` a state; those that it does not know yet are taken from the shard map.
+    """Give ranges a state on a shard; those that it does not know yet are added.
 
     Args:
         connection: to the shard, in a transaction.
-        world: gives the shard map.
-        move: whose keyspace.
-        points: made of whole ranges.
+        keyspace: the ranges' keyspace.
+        ranges: from the shard map, see `ranges_within`.
         state: open, fenced, importing or moved.
         map_version: the version that this is so since.
     """
-    for number, lo, hi in _ranges_within(world, move, points):
+    for found in ranges:
         connection.execute(
             "INSERT INTO shardwright.ranges (id, keyspace, points, state, map_version) "
             "VALUES (%s, %s, int8range(%s, %s), %s, %s) ON CONFLICT (id) DO UPDATE "
             "SET state = excluded.state, map_version = excluded.map_version",
-            (number, move.keyspace, lo, hi, state, map_version),
+            (found.id, keyspace, found.lo, found.hi, state, map_version),
         )
 
 
-def _ranges_within(world: World, move: Move, points: Multirange) -> list[tuple[int, int | None, int | None]]:
-    rows = world.catalog.execute(
-        "SELECT id, lower(points), upper(points) FROM shardwright.ranges "
-        "WHERE keyspace = %s AND int8multirange(points) <@ %s::int8multirange ORDER BY id",
-        (world.keyspace(move).id, points.literal()),
-    ).fetchall()
-    return [(row[0], row[1], row[2]) for row in rows]
+def ranges_within(shard_map: ShardMap, keyspace: str, points: Multirange) -> list[Range]:
+    """The ranges of a map that lie within `points`, which are made of whole ranges."""
+    return [found for found in shard_map.ranges_of(keyspace) if not found.points() - points]
 
 
 def settle(world: World, move: Move, *, reverse: bool) -> None:
@@ -90,7 +86,9 @@ def settle(world: World, move: Move, *, reverse: bool) -> None:
     """
     tables = world.guarded(move.keyspace)
     on_source, on_target = move.served_by_source(), move.served_by_target()
-    version = maps.load_map(world.catalog).version
+    shard_map = maps.load_map(world.catalog)
+    version = shard_map.version
+    theirs, ours = (ranges_within(shard_map, move.keyspace, points) for points in (on_target, on_source))
     forward, back = world.stream_name(move, "forward"), world.stream_name(move, "back")
     # Both ways first, then the doors: what one side sends must have been narrowed before the other side is written.
     if reverse:
@@ -99,12 +97,12 @@ def settle(world: World, move: Move, *, reverse: bool) -> None:
     with world.change(move.source) as connection:
         streams.set_publication(connection, forward, tables, on_source)
     with world.change(move.target) as connection:
-        set_ranges(connection, world, move, on_target, "open", version)
-        set_ranges(connection, world, move, on_source, "importing", version)
+        set_ranges(connection, move.keyspace, theirs, "open", version)
+        set_ranges(connection, move.keyspace, ours, "importing", version)
         sync_guards(connection, tables)
     with world.change(move.source) as connection:
-        set_ranges(connection, world, move, on_source, "open", version)
-        set_ranges(connection, world, move, on_target, "moved", version)
+        set_ranges(connection, move.keyspace, ours, "open", version)
+        set_ranges(connection, move.keyspace, theirs, "moved", version)
         sync_guards(connection, tables)
 
 
@@ -136,9 +134,13 @@ def hand_over(world: World, move: Move, batch: Batch, direction: str) -> float:
     world.shard(giver)
     target = world.shard(taker)
     sequences = _sequences(world.shard(giver), tables)
+    shard_map = maps.load_map(world.catalog)
+    ranges = ranges_within(shard_map, move.keyspace, batch.points)
     streams.round_trip(world, giver, taker, out_stream, 60)
 
-    value, started, attempts = _fence(world, move, batch, giver, out_stream, tables, with_giver - batch.points)
+    value, started, attempts = _fence(
+        world, move, batch, giver, out_stream, tables, with_giver - batch.points, ranges, shard_map.version
+    )
     try:
         reach("hand_over.fenced")
         if not streams.wait_for_marker(target, out_stream, value, limit):
@@ -149,7 +151,7 @@ def hand_over(world: World, move: Move, batch: Batch, direction: str) -> float:
         streams.flush_arrived(target, out_stream)
         reach("hand_over.drained")
         values = _sequence_values(world.shard(giver), sequences)
-        with world.change(taker, lock_timeout_ms=int(limit * 1000)) as connection:
+        with world.change(taker, lock_timeout_ms=int(limit * 1000), pipelined=True) as connection:
             streams.set_publication(connection, back_stream, tables, given)
             _raise_sequences(connection, values)
         reach("hand_over.widened")
@@ -164,15 +166,15 @@ def hand_over(world: World, move: Move, batch: Batch, direction: str) -> float:
         )
         raise
     reach("hand_over.committed")
-    with world.change(taker) as connection:
-        set_ranges(connection, world, move, batch.points, "open", version)
+    with world.change(taker, pipelined=True) as connection:
+        set_ranges(connection, move.keyspace, ranges, "open", version)
         sync_guards(connection, tables)
     pause_ms = (time.monotonic() - started) * 1000
     reach("hand_over.opened")
     with world.change(giver) as connection:
         # what was handed back is fed by the stream again; what was handed over is not served here any more
         left_as = "moved" if direction == "forward" else "importing"
-        set_ranges(connection, world, move, batch.points, left_as, version)
+        set_ranges(connection, move.keyspace, ranges, left_as, version)
     operations.record_handover(world.catalog, move.id, batch.number, direction, attempts, version, pause_ms)
     return pause_ms
 
@@ -191,6 +193,8 @@ def _fence(
     out_stream: str,
     tables: Sequence[GuardedTable],
     kept: Multirange,
+    ranges: Sequence[Range],
+    version: int,
 ) -> tuple[int, float, int]:
     """Refuse the batch's rows on the giver, once nobody has them in hand.
 
@@ -200,13 +204,12 @@ def _fence(
     settings = world.operation.settings
     attempts = int(settings.get("fence_attempts", 40))
     timeout_ms = int(settings.get("fence_lock_timeout_ms", 100))
-    version = maps.load_map(world.catalog).version
-    numbers = [0, *(number for number, _, _ in _ranges_within(world, move, batch.points))]
+    numbers = [0, *(found.id for found in ranges)]
     blockers: list[dict[str, object]] = []
     for attempt in range(1, attempts + 1):
         started = time.monotonic()
         try:
-            with world.change(giver, lock_timeout_ms=timeout_ms) as connection:
+            with world.change(giver, lock_timeout_ms=timeout_ms, pipelined=True) as connection:
                 connection.execute(f"SET LOCAL deadlock_timeout = {_DEADLOCK_TIMEOUT_MS}".encode())
                 # drains the library's sessions, which hold their range's lock shared until they end
                 connection.execute(
@@ -215,7 +218,7 @@ def _fence(
                 )
                 # drains everybody else who wrote
                 guards.lock(connection, tables)
-                set_ranges(connection, world, move, batch.points, "fenced", version)
+                set_ranges(connection, move.keyspace, ranges, "fenced", version)
                 sync_guards(connection, tables)
                 streams.set_publication(connection, out_stream, tables, kept)
                 value = streams.beat(connection, out_stream)

@@ -157,7 +157,7 @@ class World:
 
     @contextlib.contextmanager
     def change(
-        self, name: str, *, lock_timeout_ms: int = 0, replica_role: bool = False
+        self, name: str, *, lock_timeout_ms: int = 0, replica_role: bool = False, pipelined: bool = False
     ) -> Iterator[psycopg.Connection]:
         """A transaction on a shard that checks the operation's fencing token first.
 
@@ -165,6 +165,8 @@ class World:
             name: the shard.
             lock_timeout_ms: how long each lock may be waited for; 0 waits for ever.
             replica_role: run with session_replication_role = replica.
+            pipelined: send statements without waiting for their answers, except where one is fetched. Only for a
+                change that nothing else waits for before it is committed.
 
         Raises:
             Superseded: a higher op_epoch was seen there.
@@ -172,7 +174,11 @@ class World:
         """
         connection = self.shard(name, replica_role=replica_role)
         try:
-            with self._superseded_as_error(), connection.transaction():
+            with (
+                self._superseded_as_error(),
+                connection.pipeline() if pipelined else contextlib.nullcontext(),
+                connection.transaction(),
+            ):
                 if lock_timeout_ms:
                     connection.execute(f"SET LOCAL lock_timeout = {int(lock_timeout_ms)}".encode())
                 connection.execute("SELECT shardwright.hold(%s, %s)", (self.operation.id, self.operation.op_epoch))

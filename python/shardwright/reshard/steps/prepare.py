@@ -24,10 +24,11 @@ def run(world: World) -> None:
     """
     for move in world.operation.moves:
         _cut_ranges(world, move)
-        version = maps.load_map(world.catalog).version
+        shard_map = maps.load_map(world.catalog)
+        ranges = fence.ranges_within(shard_map, move.keyspace, move.points)
         tables = world.guarded(move.keyspace)
         with world.change(move.target) as connection:
-            fence.set_ranges(connection, world, move, move.points, "importing", version)
+            fence.set_ranges(connection, move.keyspace, ranges, "importing", shard_map.version)
             fence.sync_guards(connection, tables)
         reach("prepare.target_importing")
         with world.change(move.source) as connection:
