@@ -83,7 +83,7 @@ def adopt(catalog: psycopg.Connection, wanted: Sequence[Wanted]) -> list[Registe
                     if table.is_on(site.shard.name):
                         ddl.build_foreign_keys(site.connection, table.layout)
                         check_rows(site, table, shard_map, cluster)
-        except errors.ShardwrightError:
+        except (errors.ShardwrightError, psycopg.Error):
             for site in sites.values():
                 undo(site)
             raise
@@ -140,7 +140,7 @@ def equip(catalog: psycopg.Connection, shard: Shard) -> None:
             for table in ours:
                 ddl.build_foreign_keys(here.connection, table.layout)
                 check_rows(here, table, shard_map, cluster)
-        except errors.ShardwrightError:
+        except (errors.ShardwrightError, psycopg.Error):
             undo(here)
             raise
         connect_references(cluster, sites, known)

@@ -118,11 +118,15 @@ def build_foreign_keys(connection: psycopg.Connection, layout: Layout) -> None:
     Args:
         connection: to the shard.
         layout: what should be there.
+
+    Raises:
+        UnfitTable: a foreign key points to a table that is not there.
     """
     _, constraints = _present(connection, layout)
-    for key in layout.keys:
-        if key.kind == "foreign" and key.name not in constraints:
-            connection.execute(_add_constraint(layout, key))
+    with _explained(connection, layout):
+        for key in layout.keys:
+            if key.kind == "foreign" and key.name not in constraints:
+                connection.execute(_add_constraint(layout, key))
 
 
 def drop_keys(connection: psycopg.Connection, layout: Layout) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,8 @@ from shardwright.catalog.tables import RegisteredTable
 from shardwright.routing.multirange import Multirange
 from shardwright.routing.predicates import owned_sql, point_sql, quote_identifier
 from shardwright.routing.shard_map import ShardMap
+
+_log = logging.getLogger(__name__)
 
 #: How many misplaced rows are counted before it is enough.
 _ENOUGH = 1000
@@ -174,18 +177,19 @@ def check_rows(site: Site, table: RegisteredTable, shard_map: ShardMap, cluster:
 
 
 def undo(site: Site) -> None:
-    """Take back what this run made; what stays is harmless, and the next run takes it up.
+    """Take back what this run made. What cannot be taken back now is harmless, and the next run takes it up.
 
     Args:
         site: the shard, and what was made there.
     """
-    for table in site.guarded:
-        name = (table.schema_name, table.table_name)
-        if any((layout.schema, layout.table) == name for layout in site.made):
-            continue
-        locking.patiently(site.connection, [name], partial(remove_guards, site.connection, table), readers=True)
-    for layout in reversed(site.made):
-        created.drop_table(site.connection, layout.schema, layout.table)
+    try:
+        for table in site.guarded:
+            name = (table.schema_name, table.table_name)
+            locking.patiently(site.connection, [name], partial(remove_guards, site.connection, table), readers=True)
+        for layout in reversed(site.made):
+            created.drop_table(site.connection, layout.schema, layout.table)
+    except (errors.ShardwrightError, psycopg.Error) as error:
+        _log.warning("shard %s keeps what was made there: %s", site.shard.name, error)
 
 
 def remove_guards(connection: psycopg.Connection, table: RegisteredTable) -> None:

@@ -44,9 +44,7 @@ def register(metadata: str, /, *, common: Common = DEFAULTS) -> Answer:
 
 @app.command
 def add(
-    name: str,
-    /,
-    *,
+    *names: str,
     key: str | None = None,
     keyspace: str = "users",
     reference: Annotated[bool, Parameter(negative=())] = False,
@@ -54,35 +52,48 @@ def add(
     global_on: Annotated[str | None, Parameter(name="--global")] = None,
     common: Common = DEFAULTS,
 ) -> Answer:
-    """Register a table that exists on a shard, without a model: sharded by --key, a --reference table, or --global.
+    """Register tables that exist on a shard, without models: sharded by --key, --reference tables, or --global.
+
+    Tables that foreign keys tie together are given together.
 
     Args:
-        name: table or schema.table.
-        key: the column that rows are sharded by.
+        names: table or schema.table.
+        key: the column that rows are sharded by; one for all tables, or one a table: id,user_id.
         keyspace: the keyspace of that column's values.
         reference: a full copy on every shard.
-        home: the shard where a reference table is written; the first by name unless given.
-        global_on: the only shard where the table lives.
+        home: the shard where reference tables are written; the first by name unless given.
+        global_on: the only shard where the tables live.
     """
-    chosen = [key is not None, reference, global_on is not None]
-    if sum(chosen) != 1:
+    if not names:
+        raise errors.BadOption("no table was named", fix="shardwright table add --help")
+    if sum([key is not None, reference, global_on is not None]) != 1:
         raise errors.BadOption(
-            "say what the table is",
+            "say what the tables are",
             fix="one of --key COLUMN, --reference or --global SHARD; see shardwright table add --help",
         )
     if home is not None and not reference:
         raise errors.BadOption("only a reference table has a home", fix="use --home together with --reference")
     if key is not None:
-        declaration = Declaration("sharded", key, keyspace)
+        keys = key.split(",") if "," in key else [key] * len(names)
+        if len(keys) != len(names):
+            raise errors.BadOption(
+                f"{len(keys)} key columns for {len(names)} tables", fix="give one for all, or one a table"
+            )
+        declared = [Declaration("sharded", column, keyspace) for column in keys]
     elif reference:
-        declaration = Declaration("reference", home=home)
+        declared = [Declaration("reference", home=home)] * len(names)
     else:
-        declaration = Declaration("global", home=global_on)
-    schema, table = tables.split_name(name)
+        declared = [Declaration("global", home=global_on)] * len(names)
+    wanted = [
+        adoption.Wanted(*tables.split_name(name), declaration)
+        for name, declaration in zip(names, declared, strict=True)
+    ]
     with common.connect() as catalog:
-        [done] = adoption.adopt(catalog, [adoption.Wanted(schema, table, declaration)])
+        done = adoption.adopt(catalog, wanted)
     return Answer(
-        {"tables": [overview.table_json(done)]}, [_sentence(done, created=False)], next_steps=["shardwright table list"]
+        {"tables": [overview.table_json(table) for table in done]},
+        [_sentence(table, created=False) for table in done],
+        next_steps=["shardwright table list"],
     )
 
 
