@@ -138,10 +138,12 @@ def hand_over(world: World, move: Move, batch: Batch, direction: str) -> float:
     ranges = ranges_within(shard_map, move.keyspace, batch.points)
     streams.round_trip(world, giver, taker, out_stream, 60)
 
-    value, started, attempts = _fence(
-        world, move, batch, giver, out_stream, tables, with_giver - batch.points, ranges, shard_map.version
-    )
+    begun = time.monotonic()
+    attempts = 0
     try:
+        value, started, attempts = _fence(
+            world, move, batch, giver, out_stream, tables, with_giver - batch.points, ranges, shard_map.version
+        )
         reach("hand_over.fenced")
         if not streams.wait_for_marker(target, out_stream, value, limit):
             raise errors.StreamStalled(
@@ -156,13 +158,14 @@ def hand_over(world: World, move: Move, batch: Batch, direction: str) -> float:
             _raise_sequences(connection, values)
         reach("hand_over.widened")
         version = _commit(world, move, batch, direction)
-    except errors.OwnershipUnknown:
+    except (errors.NotDrained, errors.OwnershipUnknown):
+        # never fenced; or nobody knows to whom it belongs, and it must stay fenced until the catalog is back
         raise
     except BaseException:
         # not committed: the giver serves again
         settle(world, world_move(world, move), reverse=True)
         operations.record_handover(
-            world.catalog, move.id, batch.number, direction, attempts, None, (time.monotonic() - started) * 1000
+            world.catalog, move.id, batch.number, direction, attempts, None, (time.monotonic() - begun) * 1000
         )
         raise
     reach("hand_over.committed")

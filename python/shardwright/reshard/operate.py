@@ -151,27 +151,31 @@ def start(catalog: psycopg.Connection, made: Plan, settings: Mapping[str, Any] |
             raise errors.BadOption(f"there is no setting {name}", fix=f"one of {', '.join(SETTINGS)}")
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             raise errors.BadOption(f"setting {name} is {value!r}, not a positive number", fix=SETTINGS[name])
-    shard_map = maps.load_map(catalog)
-    keyspaces = {keyspace.name: keyspace.id for keyspace in shard_map.keyspaces}
-    for move in made.moves:
-        claimed = catalog.execute(
-            "SELECT operation FROM shardwright.claims WHERE keyspace = %s "
-            "AND int8multirange(points) && %s::int8multirange LIMIT 1",
-            (keyspaces[move.keyspace], move.points.literal()),
-        ).fetchone()
-        if claimed is not None:
-            raise errors.OperationConflict(
-                f"operation {claimed[0]} already moves some of {move.points.literal()}",
-                fix=f"shardwright reshard status {claimed[0]}",
-            )
-    preflight.check(catalog, shard_map, made)
-    return operations.create(
-        catalog,
-        made.request,
-        wanted,
-        [NewMove(keyspaces[m.keyspace], m.source, m.target, m.points, m.batches, m.rows, m.bytes) for m in made.moves],
-        made.map_version,
-    )
+    with roster.changing(catalog):
+        shard_map = maps.load_map(catalog)
+        keyspaces = {keyspace.name: keyspace.id for keyspace in shard_map.keyspaces}
+        for move in made.moves:
+            claimed = catalog.execute(
+                "SELECT operation FROM shardwright.claims WHERE keyspace = %s "
+                "AND int8multirange(points) && %s::int8multirange LIMIT 1",
+                (keyspaces[move.keyspace], move.points.literal()),
+            ).fetchone()
+            if claimed is not None:
+                raise errors.OperationConflict(
+                    f"operation {claimed[0]} already moves some of {move.points.literal()}",
+                    fix=f"shardwright reshard status {claimed[0]}",
+                )
+        preflight.check(catalog, shard_map, made)
+        return operations.create(
+            catalog,
+            made.request,
+            wanted,
+            [
+                NewMove(keyspaces[m.keyspace], m.source, m.target, m.points, m.batches, m.rows, m.bytes)
+                for m in made.moves
+            ],
+            made.map_version,
+        )
 
 
 def set_goal(catalog: psycopg.Connection, operation: int, goal: str) -> None:

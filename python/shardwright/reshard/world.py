@@ -147,8 +147,9 @@ class World:
             # a paused worker may sit in an open transaction; its token is void, so its connections may go
             connection.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                "WHERE application_name ~ %s AND application_name <> %s AND datname = current_database()",
-                (f"^shardwright op {self.operation.id} epoch [0-9]+$", self.application_name),
+                "WHERE datname = current_database() AND application_name ~ %s "
+                "AND substring(application_name FROM '[0-9]+$')::int < %s",
+                (f"^shardwright op {self.operation.id} epoch [0-9]{{1,9}}$", self.operation.op_epoch),
             )
             with self._superseded_as_error():
                 connection.execute("SELECT shardwright.claim(%s, %s)", (self.operation.id, self.operation.op_epoch))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 
 from shardwright import errors
-from shardwright.catalog import maps, operations
+from shardwright.catalog import maps, operations, roster
 from shardwright.catalog.operations import Cut, Move
 from shardwright.reshard import fence, streams
 from shardwright.reshard.failpoints import reach
@@ -23,7 +23,9 @@ def run(world: World) -> None:
         NotDrained: sessions that are inside a range that is to be cut did not end in time.
     """
     for move in world.operation.moves:
-        _cut_ranges(world, move)
+        # one at a time: another operation may be cutting the same range elsewhere, and know ids that the map does not
+        with roster.changing(world.catalog, patience=60):
+            _cut_ranges(world, move)
         shard_map = maps.load_map(world.catalog)
         ranges = fence.ranges_within(shard_map, move.keyspace, move.points)
         tables = world.guarded(move.keyspace)
