@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Column, Table
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.sql import elements, selectable
+from sqlalchemy.sql import elements, selectable, visitors
 from sqlalchemy.sql.dml import Delete, Insert, Update, UpdateBase
 from sqlalchemy.types import TypeDecorator
 
@@ -147,6 +147,19 @@ class Planner:
             self._plans[shape] = plan
         return plan, cache_key.bindparams
 
+    def exact(self, statement: Any, params: Params, plan: Plan) -> Plan:
+        """The plan of this very statement, where that of its shape names an alias that another statement made.
+
+        Args:
+            statement: the statement.
+            params: what it is executed with.
+            plan: what `plan` gave for it.
+        """
+        if plan.root is None or is_portable(plan.root):
+            return plan
+        cache_key = statement._generate_cache_key()
+        return self._make(statement, params, cache_key.bindparams if cache_key is not None else None)
+
     # ------------------------------------------------------------------ once for each shape
 
     def _make(self, statement: Any, params: Params, binds: Sequence[elements.BindParameter[Any]] | None) -> Plan:
@@ -279,6 +292,20 @@ class Planner:
                 table = ties.key_of(value)
                 return ties.source_of(table) if table is not None else None
         return None
+
+
+def is_portable(expression: Any) -> bool:
+    """Whether an expression means the same in another statement of the same shape: no alias and no value is in it.
+
+    Args:
+        expression: a column expression.
+    """
+    for item in visitors.iterate(expression):
+        if isinstance(item, elements.BindParameter):
+            return False
+        if isinstance(item, elements.ColumnClause) and item.table is not None and not isinstance(item.table, Table):
+            return False
+    return True
 
 
 def _core(statement: Any) -> Any:

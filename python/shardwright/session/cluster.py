@@ -15,8 +15,9 @@ from sqlalchemy.sql import selectable
 
 from shardwright import engines, errors
 from shardwright.catalog.roster import Shard
+from shardwright.routing.merging import Merging, merging
 from shardwright.routing.shard_map import ShardMap
-from shardwright.routing.statement import Planner
+from shardwright.routing.statement import Planner, is_portable
 from shardwright.routing.tables import Declaration, declaration_of
 from shardwright.session import outcomes, retries
 from shardwright.session.instances import MappedKey, mapped_key
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Reads = Literal["strict", "relaxed"]
+
+#: How many shapes of statements that are merged are remembered.
+_REMEMBERED = 1000
 Sessions = _sessionmaker[ShardSession]
 
 
@@ -54,6 +58,11 @@ class Cluster:
         self._making = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
         self._mapped: WeakKeyDictionary[Mapper[Any], MappedKey] = WeakKeyDictionary()
+        self._mergings: dict[Any, Merging] = {}
+        #: whether a function of the databases is an aggregate, for each name that was asked
+        self.known_functions: dict[str, bool] = {}
+        #: whether the databases' default collation orders texts by code point; None until it was asked
+        self.known_collation: bool | None = None
         self.planner = Planner(self.declaration)
         self._own_sessions = self.sessionmaker(expire_on_commit=False)
 
@@ -239,6 +248,19 @@ class Cluster:
         if declared is None or (declared.kind == "reference" and declared.home is None):
             return registered or declared
         return declared
+
+    def merging(self, statement: Any) -> Merging:
+        """How several shards' answers to a statement are merged; remembered where it holds for all of its shape."""
+        statement = getattr(statement, "_resolved", statement)
+        cache_key = statement._generate_cache_key()
+        found = self._mergings.get(cache_key.key) if cache_key is not None else None
+        if found is None:
+            found = merging(statement)
+            if cache_key is not None and all(is_portable(one) for one in found.hidden):
+                if len(self._mergings) >= _REMEMBERED:
+                    self._mergings.clear()
+                self._mergings[cache_key.key] = found
+        return found
 
     def mapped_key(self, mapper: Mapper[Any]) -> MappedKey:
         """Where a mapper's objects carry their shard key; see `instances.mapped_key`."""

@@ -22,6 +22,9 @@ class EntryRefused(errors.ShardMoved):
     Sessions answer it themselves; whoever meets it may replay the transaction.
     """
 
+    #: whether something of the caller's had run on that shard's connection
+    had_run = False
+
     def __init__(self, shard: str, error: psycopg.Error) -> None:
         said = error.diag.message_primary or str(error)
         super().__init__(
@@ -66,7 +69,9 @@ def translate(shard: str, error: psycopg.Error, connection: GuardedConnection | 
         return lost
     if state in (_MOVED, _FENCED, _IMPORTING):
         if happened_at_entry(error):
-            return EntryRefused(shard, error)
+            refused = EntryRefused(shard, error)
+            refused.had_run = connection is not None and connection.has_run
+            return refused
         if connection is not None and connection.has_entered:
             # The ranges that were entered cannot move now: the row belongs to none of them.
             return errors.KeyOutsideSession(

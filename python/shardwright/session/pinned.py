@@ -104,7 +104,7 @@ class Pinned:
                 )
             except (EntryRefused, ConnectionLost) as refused:
                 lost = isinstance(refused, ConnectionLost)
-                if lost and (refused.had_run or plan is None or plan.writes):  # type: ignore[union-attr]
+                if lost and (refused.had_run or plan is None or plan.writes):
                     raise
                 patience = patience or self._cluster.patience()
                 forget_connections(self._session)
@@ -115,7 +115,7 @@ class Pinned:
 
     def _check(self, statement: Any, params: Any) -> Plan | None:
         """Refuse what does not belong to the session's range; the plan of what can be looked through."""
-        given = _as_rows(params)
+        given = as_rows(params)
         if not isinstance(statement, (sa.sql.expression.SelectBase, sa.sql.expression.UpdateBase)) and not hasattr(
             statement, "_resolved"
         ):
@@ -188,6 +188,12 @@ class Pinned:
         elif found.declaration.home != self._shard:
             raise _away_from_home(found.table[1], found.declaration.home, self._shard)
 
+    def check_use(self, bind: Any) -> None:
+        """SQLAlchemy is about to use a bind."""
+
+    def before_commit(self) -> None:
+        """The transaction is about to be committed."""
+
     @contextmanager
     def bulk(self, rows: Iterable[tuple[Any, Any]]) -> Iterator[None]:
         """For SQLAlchemy's older bulk methods: check every row's key first."""
@@ -221,25 +227,35 @@ def check_mapping(found: Any, row: Mapping[str, Any], check: Callable[[str, Any]
     check(found.declaration.keyspace or "", row[found.attribute])
 
 
-def forget_connections(session: Session) -> None:
-    """Give back the connections of a transaction in which nothing has run yet; the transaction itself goes on.
+def forget_connections(session: Session, only: Connection | None = None) -> None:
+    """Give back connections of a transaction on which nothing has run yet; the transaction itself goes on.
 
     SQLAlchemy has no public way to do so: ending the transaction would end the caller's `with session.begin()` too.
 
     Args:
         session: the session.
+        only: the one to give back; all of them by default.
     """
     transaction = session._transaction
     while transaction is not None:
-        for connection, inner, *_ in set(transaction._connections.values()):
+        held = transaction._connections
+        for connection, inner, *_ in set(held.values()):
+            if only is not None and connection is not only:
+                continue
             if inner.is_active and not connection.invalidated:
                 inner.close()
             connection.close()
-        transaction._connections.clear()
+            for name in [name for name, (one, *_) in held.items() if one is connection]:
+                del held[name]
         transaction = transaction._parent
 
 
-def _as_rows(params: Any) -> Sequence[Mapping[str, Any]]:
+def as_rows(params: Any) -> Sequence[Mapping[str, Any]]:
+    """The sets of values that a statement is executed with.
+
+    Args:
+        params: None, a mapping, or a sequence of mappings.
+    """
     if params is None:
         return ()
     return (params,) if isinstance(params, Mapping) else params

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm import Session
 from sqlalchemy.sql import selectable
 from sqlalchemy.util import EMPTY_DICT
 
@@ -17,6 +18,7 @@ from shardwright import errors
 from shardwright.session.opening import TRANSACTION_OPTIONS
 from shardwright.session.pinned import Pinned
 from shardwright.session.routed import Routed
+from shardwright.session.scatter import Scatter
 
 if TYPE_CHECKING:
     from shardwright.session.cluster import Cluster
@@ -106,6 +108,13 @@ class ShardSession(Session):
             bind = self._way.bind_for(dict(bind_arguments or {}))
             return super().connection({"bind": bind}, options or None)
 
+    def _connection_for_bind(self, engine: Any, execution_options: Any = None, **options: Any) -> Any:
+        # A scatter is asked like a connection, and is none of the transaction's.
+        if isinstance(engine, Scatter):
+            return engine
+        self._way.check_use(engine)
+        return super()._connection_for_bind(engine, execution_options, **options)
+
     def execute(
         self,
         statement: Any,
@@ -176,6 +185,12 @@ class ShardSession(Session):
             super().bulk_update_mappings(mapper, found)
 
 
+@event.listens_for(ShardSession, "before_commit")
+def _before_commit(session: Session) -> None:
+    assert isinstance(session, ShardSession)
+    session._way.before_commit()
+
+
 def _take_transaction_options(options: dict[str, Any]) -> dict[str, Any]:
     """Take out of a session's execution options (SQLAlchemy 2.1) those that must be set before BEGIN."""
     given = dict(options.pop("execution_options", None) or {})
@@ -202,6 +217,3 @@ def _keyspace(cluster: Cluster, name: str | None, model: Any) -> str:
         raise errors.UnknownKeyspace("the cluster has no keyspace yet", fix="shardwright keyspace create NAME")
     known = ", ".join(keyspace.name for keyspace in keyspaces)
     raise errors.BadOption(f"the cluster has several keyspaces: {known}", fix="give keyspace= or model= with the key")
-
-
-__all__ = ["Mapper", "ShardSession"]

@@ -47,6 +47,16 @@ def enter_sql(ranges: Iterable[int]) -> bytes:
     return f"SELECT count(shardwright.enter(r)) FROM pg_catalog.unnest('{{{listed}}}'::int[]) AS r".encode()
 
 
+def may_write(query: object) -> bool:
+    """Whether a statement is something else than a plain read.
+
+    Args:
+        query: its text, or what psycopg takes in its place.
+    """
+    text = query.decode("utf-8", "replace") if isinstance(query, bytes) else query
+    return not isinstance(text, str) or not _READS.match(text) or bool(_WRITES_INSIDE.search(text))
+
+
 def happened_at_entry(error: BaseException) -> bool:
     """Whether an error came from BEGIN or the ownership check, so that nothing of the caller's has run.
 
@@ -76,6 +86,8 @@ class GuardedConnection(psycopg.Connection[Any]):
         self.xact_id: int | None = None
         #: whether it sent something that may have written
         self.wrote = False
+        #: it is known to have written nothing, and is a part of a larger transaction: losing its COMMIT loses nothing
+        self.only_read = False
         #: whether a statement of the caller's has succeeded in it
         self.has_run = False
         #: what the shard serves, by keyspace, when it was entered as a whole: owned points, and whether others are here
@@ -97,6 +109,11 @@ class GuardedConnection(psycopg.Connection[Any]):
     def has_entered(self) -> bool:
         """Whether ranges, or the whole shard, are held in this transaction."""
         return bool(self._entered) or self.served is not None
+
+    @property
+    def takes_snapshot(self) -> bool:
+        """Whether its transactions keep one snapshot, so that the check locks the range's row."""
+        return self.isolation_level in _SNAPSHOT_LEVELS
 
     @property
     def has_begun(self) -> bool:
@@ -138,11 +155,15 @@ class GuardedConnection(psycopg.Connection[Any]):
         Args:
             query: the statement, as handed to a cursor.
         """
-        if self.wrote or self._autocommit:
-            return
-        text = query.decode("utf-8", "replace") if isinstance(query, bytes) else query
-        if not isinstance(text, str) or not _READS.match(text) or _WRITES_INSIDE.search(text):
+        if not self.wrote and not self._autocommit and may_write(query):
             self.wrote = True
+
+    def ask_xact_id(self) -> int | None:
+        """Ask the server for the transaction's number: None where it has written nothing yet."""
+        if self.xact_id is None and self.has_begun:
+            with self.lock:
+                self.wait(self._ask_xid_gen())
+        return self.xact_id
 
     def commit(self) -> None:
         """Commit; never sent a second time.
@@ -154,29 +175,25 @@ class GuardedConnection(psycopg.Connection[Any]):
         if status == _FAILED:
             # The server would answer COMMIT with ROLLBACK, and nobody would be told.
             raise psycopg.errors.InFailedSqlTransaction("the transaction has failed and cannot be committed")
-        try:
-            if self.wrote and self.xact_id is None and status != _IDLE:
-                with self.lock:
-                    self.wait(self._ask_xid_gen())
-        except psycopg.Error:
-            # COMMIT was not sent: this is an ordinary failure of a transaction.
-            raise
+        if self.wrote:
+            # Before COMMIT is sent: what fails here is an ordinary failure of a transaction.
+            self.ask_xact_id()
         try:
             super().commit()
         except psycopg.Error as error:
             if self.pgconn.status != pq.ConnStatus.OK:
+                if self.only_read:
+                    return
                 error.shardwright_commit_lost = True  # type: ignore[attr-defined]
             raise
 
     # ------------------------------------------------------------------ generators
 
-    def _takes_snapshot(self) -> bool:
-        return self.isolation_level in _SNAPSHOT_LEVELS
 
     def _get_tx_start_command(self) -> bytes:
         # Under a level that keeps its snapshot, enter() locks the range's row, which a READ ONLY transaction may not:
         # it becomes read-only behind the check.
-        if self.read_only and self._takes_snapshot() and self._wanted and not self._begin_statement:
+        if self.read_only and self.takes_snapshot and self._wanted and not self._begin_statement:
             command = super()._get_tx_start_command().replace(b" READ ONLY", b"")
             self._begin_statement = b""
             return command
@@ -192,7 +209,7 @@ class GuardedConnection(psycopg.Connection[Any]):
             commands.append(self._get_tx_start_command())
         if self._wanted:
             commands.append(enter_sql(self._wanted))
-            if begins and self.read_only and self._takes_snapshot():
+            if begins and self.read_only and self.takes_snapshot:
                 commands.append(b"SET TRANSACTION READ ONLY")
             self._entered |= self._wanted
             self._wanted = set()

@@ -1,0 +1,198 @@
+"""One read on several shards. To SQLAlchemy it looks like a connection: it executes a SELECT and gives a result.
+
+No switch runs between two shards' answers: each shard is entered as a whole before any is queried, and what they serve
+must tile the keyspace. While rows of others are on a shard, it is read through the points that it owns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, CursorResult
+from sqlalchemy.engine.cursor import FullyBufferedCursorFetchStrategy
+
+from shardwright import errors
+from shardwright.routing.merging import Merging, refusal
+from shardwright.routing.multirange import Multirange
+from shardwright.routing.statement import Plan
+from shardwright.session.merge import Merger
+from shardwright.session.narrowing import OwnedRow
+
+if TYPE_CHECKING:
+    from shardwright.session.cluster import Cluster
+
+T = TypeVar("T")
+
+_DEFAULT_COLLATION = """
+SELECT pg_catalog.current_setting('server_encoding') = 'UTF8'
+   AND (d.datlocprovider::text = 'b' OR (d.datlocprovider::text = 'c' AND d.datcollate IN ('C', 'POSIX', 'C.utf8', 'C.UTF-8')))
+  FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()
+"""
+_AGGREGATES = "SELECT DISTINCT proname FROM pg_catalog.pg_proc WHERE prokind IN ('a', 'w') AND proname = ANY(%(names)s)"
+
+
+class Scatter:
+    """Shards that are open for one statement.
+
+    Args:
+        cluster: whose threads ask them.
+        plan: of the statement.
+        merging: how the answers are put together.
+        connections: a connection a shard, its transaction begun.
+        narrow: the points that each shard is read through; a shard that is read whole is not in it.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        plan: Plan,
+        merging: Merging,
+        connections: Mapping[str, Connection],
+        narrow: Mapping[str, Multirange],
+    ) -> None:
+        self._cluster = cluster
+        self._plan = plan
+        self._merging = merging
+        self._connections = connections
+        self._narrow = narrow
+
+    def execute(self, statement: Any, params: Any = None, *, execution_options: Any = None) -> CursorResult[Any]:
+        """Ask each shard and merge the answers; as `Connection.execute`.
+
+        Args:
+            statement: the caller's statement with the columns that the merge needs behind its own.
+            params: as for `Connection.execute`.
+            execution_options: as for `Connection.execute`.
+        """
+        params = params or {}
+        options = {**(execution_options or {}), "stream_results": False}
+        statement = getattr(statement, "_resolved", statement)
+        limit = _value(statement._limit_clause, params)
+        if statement._fetch_clause is not None:
+            limit = _value(statement._fetch_clause, params)
+        offset = _value(statement._offset_clause, params) or 0
+        if self._merging.grouped:
+            statement = statement.limit(None).offset(None)
+        elif limit is not None or offset:
+            statement = statement.limit(None if limit is None else limit + offset).offset(None)
+        self._check_functions()
+
+        def asking(shard: str, connection: Connection) -> Callable[[], tuple[CursorResult[Any], list[Any]]]:
+            def ask() -> tuple[CursorResult[Any], list[Any]]:
+                result = connection.execute(self._narrowed(statement, shard), params, execution_options=options)
+                assert result.cursor is not None
+                return result, list(result.cursor.fetchall())
+
+            return ask
+
+        answers = in_parallel(self._cluster, [asking(*item) for item in self._connections.items()])
+        first = answers[0][0]
+        assert first.cursor is not None
+        types: list[Any] = [column[1] for column in first.cursor.description]
+        merger = Merger(self._merging, types, self._default_by_code_point())
+        rows = merger.merge([rows for _, rows in answers], offset, limit)
+        for result, _ in answers[1:]:
+            result.close()
+        # The first shard's result knows columns and types; it is given everybody's rows.
+        first.cursor_strategy = FullyBufferedCursorFetchStrategy(first.cursor, initial_buffer=rows)
+        return first
+
+    def scalar(self, statement: Any, params: Any = None, *, execution_options: Any = None) -> Any:
+        """As `Connection.scalar`."""
+        return self.execute(statement, params, execution_options=execution_options).scalar()
+
+    def _narrowed(self, statement: Any, shard: str) -> Any:
+        points = self._narrow.get(shard)
+        if points is None:
+            return statement
+        assert self._plan.root is not None
+        keyspace = self._cluster.map.keyspace(self._plan.root_keyspace)
+        return statement.where(OwnedRow(keyspace, points, self._plan.root))
+
+    def _check_functions(self) -> None:
+        """Refuse aggregates that only the database knows to be such; asked once for each name."""
+        known = self._cluster.known_functions
+        unknown = [name for name in self._merging.functions if name not in known]
+        if unknown:
+            found = {row[0] for row in self._ask_first(_AGGREGATES, {"names": unknown})}
+            known.update({name: name in found for name in unknown})
+        for name in self._merging.functions:
+            if known[name]:
+                raise refusal(f"{name}() needs the rows of all shards at once")
+
+    def _default_by_code_point(self) -> bool:
+        known = self._cluster.known_collation
+        if known is None:
+            known = self._cluster.known_collation = all(
+                bool(connection.exec_driver_sql(_DEFAULT_COLLATION).scalar())
+                for connection in self._connections.values()
+            )
+        return known
+
+    def _ask_first(self, text: str, params: dict[str, Any]) -> Sequence[Any]:
+        connection = next(iter(self._connections.values()))
+        return connection.exec_driver_sql(text, params).fetchall()
+
+
+def in_parallel(cluster: Cluster, calls: Sequence[Callable[[], T]]) -> list[T]:
+    """Make calls at the same time, the first one in this thread.
+
+    Args:
+        cluster: whose threads.
+        calls: what to do.
+
+    Returns:
+        What they returned, in their order.
+
+    Raises:
+        Whatever the first call that failed raised, once all have ended.
+    """
+    futures: list[Future[T]] = [cluster.threads.submit(call) for call in calls[1:]]
+    failure: BaseException | None = None
+    found: list[T] = []
+    for at, call in enumerate(calls):
+        try:
+            found.append(call() if at == 0 else futures[at - 1].result())
+        except BaseException as error:  # noqa: BLE001 - raised below, when no call uses its connection any more
+            failure = failure or error
+    if failure is not None:
+        raise failure
+    return found
+
+
+def check_tiling(cluster: Cluster, keyspace: str, served: Mapping[str, Multirange]) -> bool:
+    """Whether the points that shards serve are those of the keyspace, each once.
+
+    Args:
+        cluster: knows the keyspace.
+        keyspace: its name.
+        served: the points, by shard.
+
+    Returns:
+        False where a point is served by nobody: it is being handed over.
+
+    Raises:
+        InvariantFailed: a point is served by two.
+    """
+    found = Multirange(())
+    for shard, points in served.items():
+        if found & points:
+            raise errors.InvariantFailed(
+                f"points {(found & points).literal()} of keyspace {keyspace} are served by {shard} and by another shard",
+                ownership_known=False,
+            )
+        found |= points
+    return not (cluster.map.keyspace(keyspace).points() - found)
+
+
+def _value(clause: Any, params: Any) -> int | None:
+    """The number of a LIMIT or OFFSET."""
+    if clause is None:
+        return None
+    if not isinstance(clause, sa.BindParameter):
+        raise refusal("LIMIT or OFFSET is an expression", "give a number")
+    value = params[clause.key] if isinstance(params, Mapping) and clause.key in params else clause.effective_value
+    return None if value is None else int(value)

@@ -1,0 +1,180 @@
+"""Where one execution of a statement goes: one shard, some, or all; or why nowhere."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from shardwright import errors
+from shardwright.routing.merging import Merging, refusal
+from shardwright.routing.statement import Params, Plan
+from shardwright.session.instances import unknown_table
+
+if TYPE_CHECKING:
+    from shardwright.session.cluster import Cluster
+
+
+@dataclass(frozen=True)
+class Target:
+    """One shard."""
+
+    shard: str
+    #: ids of the ranges that must be served there
+    ranges: frozenset[int]
+    #: it may change rows
+    writes: bool
+    #: the map by which it was chosen
+    version: int
+
+
+@dataclass(frozen=True)
+class Some:
+    """Several shards, each with the ranges of some keys."""
+
+    ranges: Mapping[str, frozenset[int]]
+    plan: Plan
+    merging: Merging
+    version: int
+    writes = False
+
+
+@dataclass(frozen=True)
+class Everywhere:
+    """All shards of a keyspace."""
+
+    plan: Plan
+    merging: Merging
+    version: int
+    writes = False
+
+
+def find_target(
+    cluster: Cluster, statement: Any, params: Params, in_use: Sequence[str], writer: str | None
+) -> Target | Some | Everywhere:
+    """Decide where a statement goes, by the map as it is now.
+
+    Args:
+        cluster: knows map, tables and plans.
+        statement: a statement of SQLAlchemy.
+        params: what it is executed with.
+        in_use: shards on which the transaction is open already.
+        writer: the one that it has written on.
+
+    Raises:
+        NoShardKey: nobody can tell.
+        NotMergeable: several shards would have to answer, and their answers cannot be merged.
+        CrossShardTransaction: it writes, and not on the shard on which the transaction has written.
+        UnknownTable: a table is neither declared nor registered.
+        BadKey: a key is no key.
+    """
+    if not hasattr(statement, "_generate_cache_key") or statement.__visit_name__ in ("textclause", "tstring"):
+        raise no_key("it is text, or no query, and cannot be looked through")
+    plan, binds = cluster.planner.plan(statement, params)
+    if plan.unknown:
+        raise unknown_table(plan.unknown[0])
+    if plan.opaque is not None:
+        raise no_key(plan.opaque)
+    shard_map = cluster.map
+    homes = {home_of(declared.home, name) for _, name, declared in plan.others if declared.kind == "global"}
+    if plan.target is not None:
+        homes.add(home_of(plan.target[2].home, plan.target[1]))
+    if plan.unbound is not None:
+        return _everywhere(cluster, statement, cluster.planner.exact(statement, params, plan), homes)
+    ranges: dict[str, set[int]] = {}
+    for keyspace, key in plan.keys(binds, params):
+        route = shard_map.route(keyspace, key)
+        ranges.setdefault(route.shard, set()).add(route.range_id)
+    for home in homes:
+        ranges.setdefault(home, set())
+    if len(ranges) > 1:
+        if plan.writes:
+            raise one_shard_only(ranges)
+        if homes:
+            raise refusal(f"it reads a table of shard {', '.join(sorted(homes))} together with rows of other shards")
+        if plan.local is not None:
+            raise refusal(plan.local)
+        each = {shard: frozenset(ids) for shard, ids in sorted(ranges.items())}
+        plan = cluster.planner.exact(statement, params, plan)
+        return Some(each, plan, cluster.merging(statement), shard_map.version)
+    if ranges:
+        shard, ids = next(iter(ranges.items()))
+    else:
+        # Only tables that are everywhere, or no key at all: IN ().
+        shard, ids = in_use[0] if in_use else random.choice(shard_map.shards() or tuple(cluster.directory.shards)), set()
+    if plan.writes:
+        refuse_second_writer(writer, shard)
+    return Target(shard, frozenset(ids), plan.writes, shard_map.version)
+
+
+def _everywhere(cluster: Cluster, statement: Any, plan: Plan, homes: Iterable[str]) -> Everywhere:
+    """All shards, for a read without a key, or the reason why not."""
+    if plan.writes:
+        raise no_key(f"it changes or locks rows, and {plan.unbound}")
+    if homes:
+        raise refusal(f"it reads a table of shard {', '.join(sorted(homes))} together with rows of all shards")
+    if plan.local is not None:
+        raise refusal(f"{plan.local}, and {plan.unbound}")
+    return Everywhere(plan, cluster.merging(statement), cluster.map.version)
+
+
+def home_of(home: str | None, table: str) -> str:
+    """The shard where a reference table is written or a global one lives.
+
+    Args:
+        home: what is known.
+        table: whose.
+
+    Raises:
+        UnknownTable: nothing is known: the table is not registered.
+    """
+    if home is None:
+        raise errors.UnknownTable(
+            f"the home shard of table {table} is not known: it is not registered",
+            fix="shardwright table register",
+            table=table,
+        )
+    return home
+
+
+def no_key(why: str) -> errors.NoShardKey:
+    """The error for a statement whose shard nobody can tell.
+
+    Args:
+        why: the reason, for people.
+    """
+    return errors.NoShardKey(
+        f"no shard can be chosen for the statement: {why}",
+        fix='name the shard key in it, use Session(key=...), or give bind_arguments={"key": ...} or {"shard": ...}',
+    )
+
+
+def one_shard_only(shards: Iterable[str]) -> errors.CrossShardTransaction:
+    """The error for a write on several shards.
+
+    Args:
+        shards: their names.
+    """
+    return errors.CrossShardTransaction(
+        f"it would write on shards {', '.join(sorted(shards))} in one transaction",
+        fix="write on one shard a transaction",
+    )
+
+
+def refuse_second_writer(writer: str | None, shard: str) -> None:
+    """Refuse a write on another shard than the one that the transaction has written on.
+
+    Args:
+        writer: that one, or None.
+        shard: where the next write goes.
+
+    Raises:
+        CrossShardTransaction: they differ.
+    """
+    if writer is not None and writer != shard:
+        raise errors.CrossShardTransaction(
+            f"the transaction has written on shard {writer}, and now writes on shard {shard}",
+            fix="commit first, or use a session for each key",
+            shards=[writer, shard],
+        )
