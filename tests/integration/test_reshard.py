@@ -109,9 +109,9 @@ def test_last_changes_arrive_before_the_target_opens(small: Small) -> None:
     opened = threading.Event()
 
     def hold_up() -> None:
-        # a lock that stops the apply worker, not readers; taken just before the fence, let go when somebody waits for it
+        # the apply worker waits for this row's lock; nothing else does
         with psycopg.connect(small.dsns["s3"]) as holder, small.shard("s1") as source:
-            holder.execute("LOCK TABLE orders IN SHARE MODE")
+            holder.execute("SELECT FROM orders WHERE user_id = %s FOR UPDATE", (key,))
             source.execute("UPDATE orders SET note = 'the last word' WHERE user_id = %s", (key,))
             opened.set()
             deadline = time.monotonic() + 30
