@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,8 +14,8 @@ import psycopg
 import pytest
 
 from shardwright import engines
-from shardwright.catalog import guards, maps, roster, shards
-from shardwright.reshard import operate
+from shardwright.catalog import maps, roster, shards
+from shardwright.reshard import fence, operate
 from shardwright.testing import checker, history, sample
 from shardwright.testing.checker import Verdict
 from shardwright.testing.clusters import make_ready
@@ -49,6 +50,18 @@ class Running:
             )
             driven[0].result()
 
+    def wait_for(self, role: str, more: int) -> None:
+        """Wait until the processes of a role have recorded some more operations."""
+
+        def count() -> int:
+            return sum(one.process.startswith(role) for one in history.read(self.workload.histories()))
+
+        wanted, deadline = count() + more, time.monotonic() + 60
+        while count() < wanted:
+            self.workload.check_alive()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
     def judge(self) -> Verdict:
         """Stop the workload and check what it recorded."""
         operations = history.read(self.workload.stop())
@@ -64,9 +77,9 @@ def running(cluster_dsns: Callable[..., Any], tmp_path: Path) -> Callable[..., A
     make_ready(dsns.catalog, {name: dsns.shards[name] for name in ("s1", "s2")})
 
     @contextmanager
-    def start(*roles: str) -> Iterator[Running]:
+    def start(*roles: str, **more: Any) -> Iterator[Running]:
         with engines.connect_catalog(dsns.catalog, "test") as catalog:
-            spec = sample.install(catalog, dsns.catalog, dsns.shards, tmp_path, rate=50.0, idle=0.7)
+            spec = sample.install(catalog, dsns.catalog, dsns.shards, tmp_path, rate=50.0, idle=0.7, **more)
             shards.add_shard(catalog, "s3", dsns.shards["s3"])
             workload = Workload(spec, roles)
             try:
@@ -91,15 +104,24 @@ def test_a_sound_operation_passes(running: Callable[..., Any]) -> None:
         assert leftovers(on.catalog, roster.cluster_id(on.catalog), "s1", roster.list_shards(on.catalog)) == []
 
 
-def test_a_fence_that_does_not_wait_for_writers_is_caught(
-    running: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without the LOCK, a client that has written and not committed yet is acknowledged, and its rows stay behind."""
-    monkeypatch.setattr(guards, "lock", lambda *_: None)
-    with running("direct", "idle") as on:
-        operation, moving = on.start()
-        operate.drive(on.dsn, operation, "verified")
-        on.drive_while_idle(operation, "switched", "s1", moving)
+def test_guards_that_stay_as_they_were_are_caught(running: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client without the library goes on being acknowledged where the rows no longer live."""
+    monkeypatch.setattr(fence, "sync_guards", lambda *_: None)
+    with running("direct") as on:
+        operation, _ = on.start()
+        operate.drive(on.dsn, operation, "switched")
+        on.wait_for("direct", 100)
         verdict = on.judge()
     assert verdict.counts["lost"] > 0
-    assert verdict.evidence
+    assert any(one.kind == "lost" for one in verdict.evidence)
+
+
+def test_a_reader_that_stays_with_an_old_map_is_caught(running: Callable[..., Any]) -> None:
+    """Without the check at BEGIN, a reader whose map is old reads where the rows were."""
+    with running("pinned", "reader", reads="relaxed") as on:
+        operation, _ = on.start()
+        operate.drive(on.dsn, operation, "done")
+        on.wait_for("reader", 100)
+        verdict = on.judge()
+    assert verdict.counts["stale"] > 0
+    assert set(verdict.counts) == {"stale"}

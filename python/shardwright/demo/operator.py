@@ -25,7 +25,7 @@ from shardwright.testing.workload import Workload
 PATIENCE_S = 120.0
 #: Seconds between two rounds of idle transactions: time for a fence to find nobody at work. Most of the time some are
 #: open, so that most batches have to wait for some.
-GAP_S = 0.5
+GAP_S = 0.3
 
 
 class Audience(Protocol):
@@ -120,7 +120,7 @@ class Operator:
             self._workload.check_alive()
             if time.monotonic() > deadline:
                 raise errors.InvariantFailed(f"the operation is still {now.phase} after {PATIENCE_S:.0f} s")
-            time.sleep(0.1)
+            time.sleep(0.2)
 
     @contextlib.contextmanager
     def transactions_left_open(self, shard: str, keys: Sequence[str]) -> Iterator[None]:

@@ -62,7 +62,7 @@ class SessionActs:
         return Act(intent, lambda session: Seen.of(session.execute(statement).scalar_one_or_none() or ()))
 
     def add(self, key: Any, number: int) -> Act[Session]:
-        """Add one to a counter."""
+        """Add one to a counter that is there."""
         names = self._spec.counters
         assert names is not None
         model = self._models[names.table]
@@ -75,10 +75,11 @@ class SessionActs:
             .execution_options(synchronize_session=False)
         )
         intent = Intent("add", counter_key(self._spec, key, number))
-        return Act(intent, lambda session: int(session.execute(statement).scalar_one()))
+        # A counter that is not there is a finding, and not an end of the work: no addition can have made it 0.
+        return Act(intent, lambda session: int(session.execute(statement).scalar_one_or_none() or 0))
 
     def look(self, key: Any, number: int) -> Act[Session]:
-        """Read a counter."""
+        """Read a counter; one that is not there is 0."""
         names = self._spec.counters
         assert names is not None
         model = self._models[names.table]
@@ -86,7 +87,7 @@ class SessionActs:
             getattr(model, names.key) == key, getattr(model, names.id) == number
         )
         intent = Intent("look", counter_key(self._spec, key, number))
-        return Act(intent, lambda session: int(session.execute(statement).scalar_one()))
+        return Act(intent, lambda session: int(session.execute(statement).scalar_one_or_none() or 0))
 
     def insert(self, key: Any, number: int) -> Act[Session]:
         """Insert a row as an object of its class."""

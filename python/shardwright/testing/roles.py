@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import signal
 import sys
@@ -158,7 +159,11 @@ def _apply(spec: Spec, role: str, number: int, stop: threading.Event) -> None:
     way: Way = "run" if role == "run" else "routed" if role == "routed" else "pinned"
     refresh: Mode = "never" if role in ("run", "reader") else "listen"
     path = Path(spec.directory) / f"{role}-{number}.history"
-    with Cluster.connect(spec.catalog, refresh=refresh) as cluster, Recorder(path, f"{role}-{number}") as recorder:
+    reads = spec.reads if role == "reader" else "strict"
+    with (
+        Cluster.connect(spec.catalog, application=role, refresh=refresh, reads=reads) as cluster,
+        Recorder(path, f"{role}-{number}") as recorder,
+    ):
         application = _Application(spec, number, LibraryClient(cluster, spec, recorder))
         work: Callable[[Way], None] = application.read if role == "reader" else application.write
         _say("ready")
@@ -260,7 +265,7 @@ class _Idler:
 
 
 def _idle(spec: Spec, role: str, number: int) -> None:
-    with Cluster.connect(spec.catalog, refresh="never") as cluster:
+    with Cluster.connect(spec.catalog, application=role, refresh="never") as cluster:
         idler = _Idler(spec, role, number, cluster)
         _say("ready")
         for line in sys.stdin:
@@ -280,6 +285,8 @@ def work(path: Path, role: str, number: int) -> None:
         number: of the process; it keeps its elements and its random choices apart from the others'.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # An application has machines of its own: here it must not take the processors from the servers.
+    os.nice(10)
     spec = Spec.load(path)
     if role == "idle":
         _idle(spec, role, number)

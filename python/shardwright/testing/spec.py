@@ -7,7 +7,7 @@ import importlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Column, Table
 from sqlalchemy.orm import DeclarativeBase
@@ -62,8 +62,9 @@ class Spec:
         directory: where the history files go.
         seed: of all random choices.
         rate: transactions a second that each process tries to reach.
-        idle: seconds for which an idle transaction stays open between two statements.
+        idle: seconds for which an idle transaction stays open and does nothing.
         page_size: elements after which a list's next page is begun.
+        reads: of the reader: ``strict``, or ``relaxed`` to see that a stale reader is found out.
     """
 
     catalog: str
@@ -83,6 +84,7 @@ class Spec:
     rate: float = 100.0
     idle: float = 1.5
     page_size: int = 256
+    reads: Literal["strict", "relaxed"] = "strict"
 
     def save(self, path: Path) -> None:
         """Write it to a file that only its owner can read."""
