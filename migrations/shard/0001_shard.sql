@@ -106,6 +106,21 @@ BEGIN
           FROM shardwright.ranges r GROUP BY r.keyspace;
 END $$;
 
+-- Fails unless exactly these points of a keyspace are open here: whoever computed guards from them may go on.
+CREATE FUNCTION shardwright.expect_open(of_keyspace text, expected int8multirange) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    found int8multirange;
+BEGIN
+    SELECT coalesce(range_agg(points) FILTER (WHERE state = 'open'), '{}') INTO found
+      FROM shardwright.ranges WHERE keyspace = of_keyspace;
+    IF found IS DISTINCT FROM expected THEN
+        RAISE EXCEPTION 'keyspace % is open here for %, not for %', of_keyspace, found, expected
+            USING ERRCODE = 'serialization_failure';
+    END IF;
+END $$;
+REVOKE ALL ON FUNCTION shardwright.expect_open(text, int8multirange) FROM PUBLIC;
+
 -- A worker that takes an operation over announces its token first. Lower ones are refused from then on; the row goes
 -- when the operation ends, and hold() fails without it.
 CREATE FUNCTION shardwright.claim(op int, token int) RETURNS void

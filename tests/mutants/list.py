@@ -34,8 +34,8 @@ MUTANTS = (
         "reshard/fence.py",
         (
             (
-                '"fenced", version)\n                sync_guards(connection, tables)\n',
-                '"fenced", version)\n',
+                "    guards.replace(connection, tables, owned, refuse_truncate=True)\n",
+                "    if state == 'open':\n        guards.replace(connection, tables, owned, refuse_truncate=True)\n",
             ),
         ),
         ("tests/integration/test_reshard.py", "-k", "pg18 and under_load"),
@@ -88,7 +88,7 @@ MUTANTS = (
         "publication not narrowed at the fence",
         "what the target sends back is sent forth again",
         "reshard/fence.py",
-        (("                streams.set_publication(connection, out_stream, tables, kept)\n", ""),),
+        (("                streams.set_publication(connection, out_stream, tables, kept, known=True)\n", ""),),
         ("tests/integration", "-k", "pg18 and (rolling_back or under_load or way_back)"),
     ),
 )

@@ -77,9 +77,24 @@ def write_version(catalog: psycopg.Connection, reason: str, operation: int | Non
     """
     catalog.execute("LOCK TABLE shardwright.map_versions IN SHARE ROW EXCLUSIVE MODE")
     written = current_map(catalog, map_version(catalog) + 1)
+    put_version(catalog, written, reason, operation)
+    return written.version
+
+
+def put_version(catalog: psycopg.Connection, written: ShardMap, reason: str, operation: int | None) -> None:
+    """Write a version of the map that the caller made, and tell the routers; fails where that version exists already.
+
+    Args:
+        catalog: connection to the catalog, in the transaction that changed the ranges.
+        written: the map.
+        reason: why, for people.
+        operation: the operation that changed the ranges, if one did.
+
+    Raises:
+        psycopg.errors.UniqueViolation: another version was written since.
+    """
     catalog.execute(
         "INSERT INTO shardwright.map_versions (version, fingerprint, map, reason, operation) VALUES (%s, %s, %s, %s, %s)",
         (written.version, written.fingerprint, json.dumps(written.to_json()), reason, operation),
     )
     catalog.execute("SELECT pg_notify('shardwright_map', %s)", (str(written.version),))
-    return written.version

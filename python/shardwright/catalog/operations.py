@@ -6,6 +6,7 @@ superseded writes nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from psycopg.rows import dict_row
 from shardwright import errors
 from shardwright.catalog import maps
 from shardwright.routing.multirange import Multirange
+from shardwright.routing.shard_map import ShardMap
 
 
 @dataclass(frozen=True)
@@ -450,7 +452,7 @@ def commit_cuts(connection: psycopg.Connection, operation: int, op_epoch: int, c
 
 
 def commit_batch(
-    connection: psycopg.Connection, operation: Operation, move: Move, batch: Batch, keyspace_id: int, direction: str
+    connection: psycopg.Connection, operation: Operation, move: Move, batch: Batch, shard_map: ShardMap, direction: str
 ) -> int:
     """Give a batch's ranges to the other side in the shard map: the only point of no return.
 
@@ -459,7 +461,7 @@ def commit_batch(
         operation: with the caller's op_epoch and the phase it stands in.
         move: whose batch.
         batch: what is handed over.
-        keyspace_id: the move's keyspace.
+        shard_map: the newest map that the caller knows; where a newer one was written since, it is read anew.
         direction: ``forward`` or ``back``.
 
     Returns:
@@ -467,24 +469,51 @@ def commit_batch(
 
     Raises:
         Superseded: another worker took the operation over; nothing was committed.
+        InvariantFailed: the giver does not own the batch by the shard map; nothing was committed.
     """
+    while True:
+        try:
+            return _commit_batch(connection, operation, move, batch, shard_map, direction)
+        except psycopg.errors.UniqueViolation:
+            newer = maps.load_map(connection)
+            if newer.version <= shard_map.version:
+                raise
+            shard_map = newer
+
+
+def _commit_batch(
+    connection: psycopg.Connection, operation: Operation, move: Move, batch: Batch, shard_map: ShardMap, direction: str
+) -> int:
     giver, taker = (move.source, move.target) if direction == "forward" else (move.target, move.source)
+    going = {r.id for r in shard_map.ranges_of(move.keyspace) if not r.points() - batch.points}
+    written = ShardMap(
+        shard_map.version + 1,
+        shard_map.keyspaces,
+        tuple(dataclasses.replace(r, shard=taker) if r.id in going else r for r in shard_map.ranges),
+    )
+    # writers wait meanwhile: all is sent at once, and judged before the commit
     with connection.pipeline(), connection.transaction():
-        _check_token(connection, operation.id, operation.op_epoch, operation.phase)
+        token = _ask_token(connection, operation.id)
+        connection.execute("LOCK TABLE shardwright.map_versions IN SHARE ROW EXCLUSIVE MODE")
         moved = connection.execute(
-            "UPDATE shardwright.ranges SET shard = %s WHERE keyspace = %s AND shard = %s "
-            "AND int8multirange(points) <@ %s::int8multirange RETURNING id",
-            (taker, keyspace_id, giver, batch.points.literal()),
-        ).fetchall()
-        if not moved:
-            raise errors.InvariantFailed(f"{giver} owns nothing of {batch.points.literal()} by the shard map")
+            "UPDATE shardwright.ranges SET shard = %s WHERE id = ANY(%s) AND shard = %s RETURNING id",
+            (taker, list(going), giver),
+        )
         connection.execute(
             "UPDATE shardwright.batches SET served_by = %s WHERE move = %s AND number = %s",
             ("target" if direction == "forward" else "source", move.id, batch.number),
         )
-        return maps.write_version(
-            connection, f"operation {operation.id}: batch {batch.number} of {giver} to {taker}", operation.id
+        maps.put_version(
+            connection,
+            written,
+            f"operation {operation.id}: batch {batch.number} of {giver} to {taker}",
+            operation.id,
         )
+        if token.fetchone() != (operation.op_epoch, operation.phase):
+            raise _superseded(operation.id)
+        if not going or {row[0] for row in moved.fetchall()} != going:
+            raise errors.InvariantFailed(f"{giver} does not own {batch.points.literal()} by the shard map")
+    return written.version
 
 
 def record_handover(
@@ -514,12 +543,16 @@ def list_handovers(connection: psycopg.Connection, operation: int) -> list[Hando
     return [Handover(*row) for row in rows]
 
 
-def _check_token(connection: psycopg.Connection, operation: int, op_epoch: int, phase: str | None = None) -> None:
-    row = connection.execute(
-        "SELECT op_epoch, phase FROM shardwright.operations WHERE id = %s FOR UPDATE", (operation,)
-    ).fetchone()
-    if row is None or row[0] != op_epoch or (phase is not None and row[1] != phase):
+def _check_token(connection: psycopg.Connection, operation: int, op_epoch: int) -> None:
+    row = _ask_token(connection, operation).fetchone()
+    if row is None or row[0] != op_epoch:
         raise _superseded(operation)
+
+
+def _ask_token(connection: psycopg.Connection, operation: int) -> psycopg.Cursor[tuple[Any, ...]]:
+    return connection.execute(
+        "SELECT op_epoch, phase FROM shardwright.operations WHERE id = %s FOR UPDATE", (operation,)
+    )
 
 
 def _superseded(operation: int) -> errors.Superseded:

@@ -38,14 +38,43 @@ def sync_guards(connection: psycopg.Connection, tables: Sequence[GuardedTable]) 
     """
     if not tables or tables[0].keyspace is None:
         return
+    row = connection.execute("SELECT EXISTS (SELECT FROM shardwright.control)").fetchone()
+    guards.replace(
+        connection, tables, open_points(connection, tables[0].keyspace.name), refuse_truncate=row is not None and row[0]
+    )
+
+
+def open_points(connection: psycopg.Connection, keyspace: str) -> Multirange:
+    """The points of a keyspace that are open on a shard."""
     row = connection.execute(
-        "SELECT coalesce(range_agg(points) FILTER (WHERE state = 'open'), '{}')::text, "
-        "EXISTS (SELECT FROM shardwright.control) FROM shardwright.ranges WHERE keyspace = %s",
-        (tables[0].keyspace.name,),
+        "SELECT coalesce(range_agg(points) FILTER (WHERE state = 'open'), '{}')::text "
+        "FROM shardwright.ranges WHERE keyspace = %s",
+        (keyspace,),
     ).fetchone()
     if row is None:
         raise errors.InvariantFailed("an aggregate gave no row")
-    guards.replace(connection, tables, Multirange.parse(row[0]), refuse_truncate=row[1])
+    return Multirange.parse(row[0])
+
+
+def _set_ranges_and_guards(
+    connection: psycopg.Connection,
+    keyspace: str,
+    tables: Sequence[GuardedTable],
+    ranges: Sequence[Range],
+    state: str,
+    version: int,
+    owned: Multirange,
+) -> None:
+    """Give ranges a state and guards the points that are open then, without waiting for an answer in between.
+
+    The shard itself checks that `owned` is what is open after the change.
+
+    Raises:
+        psycopg.errors.SerializationFailure: it is not; another operation changed it meanwhile.
+    """
+    set_ranges(connection, keyspace, ranges, state, version)
+    connection.execute("SELECT shardwright.expect_open(%s, %s::int8multirange)", (keyspace, owned.literal()))
+    guards.replace(connection, tables, owned, refuse_truncate=True)
 
 
 def set_ranges(
@@ -136,6 +165,7 @@ def hand_over(world: World, move: Move, batch: Batch, direction: str) -> float:
     sequences = _sequences(world.shard(giver), tables)
     shard_map = maps.load_map(world.catalog)
     ranges = ranges_within(shard_map, move.keyspace, batch.points)
+    opened_before = open_points(target, move.keyspace)
     streams.round_trip(world, giver, taker, out_stream, 60)
 
     begun = time.monotonic()
@@ -150,14 +180,14 @@ def hand_over(world: World, move: Move, batch: Batch, direction: str) -> float:
                 f"the last changes of batch {batch.number} did not reach {taker} within {limit * 1000:.0f} ms",
                 fix="the batch is served where it was; look at the stream's lag, then switch again",
             )
-        streams.flush_arrived(target, out_stream)
         reach("hand_over.drained")
         values = _sequence_values(world.shard(giver), sequences)
         with world.change(taker, lock_timeout_ms=int(limit * 1000), pipelined=True) as connection:
-            streams.set_publication(connection, back_stream, tables, given)
+            streams.flush_arrived(connection, out_stream)
+            streams.set_publication(connection, back_stream, tables, given, known=True)
             _raise_sequences(connection, values)
         reach("hand_over.widened")
-        version = _commit(world, move, batch, direction)
+        version = _commit(world, move, batch, shard_map, direction)
     except (errors.NotDrained, errors.OwnershipUnknown):
         # never fenced; or nobody knows to whom it belongs, and it must stay fenced until the catalog is back
         raise
@@ -169,9 +199,15 @@ def hand_over(world: World, move: Move, batch: Batch, direction: str) -> float:
         )
         raise
     reach("hand_over.committed")
-    with world.change(taker, pipelined=True) as connection:
-        set_ranges(connection, move.keyspace, ranges, "open", version)
-        sync_guards(connection, tables)
+    try:
+        with world.change(taker, pipelined=True) as connection:
+            _set_ranges_and_guards(
+                connection, move.keyspace, tables, ranges, "open", version, opened_before | batch.points
+            )
+    except psycopg.errors.SerializationFailure:
+        with world.change(taker) as connection:
+            set_ranges(connection, move.keyspace, ranges, "open", version)
+            sync_guards(connection, tables)
     pause_ms = (time.monotonic() - started) * 1000
     reach("hand_over.opened")
     with world.change(giver) as connection:
@@ -210,6 +246,7 @@ def _fence(
     numbers = [0, *(found.id for found in ranges)]
     blockers: list[dict[str, object]] = []
     for attempt in range(1, attempts + 1):
+        left_open = open_points(world.shard(giver), move.keyspace) - batch.points
         started = time.monotonic()
         try:
             with world.change(giver, lock_timeout_ms=timeout_ms, pipelined=True) as connection:
@@ -221,12 +258,11 @@ def _fence(
                 )
                 # drains everybody else who wrote
                 guards.lock(connection, tables)
-                set_ranges(connection, move.keyspace, ranges, "fenced", version)
-                sync_guards(connection, tables)
-                streams.set_publication(connection, out_stream, tables, kept)
+                _set_ranges_and_guards(connection, move.keyspace, tables, ranges, "fenced", version, left_open)
+                streams.set_publication(connection, out_stream, tables, kept, known=True)
                 value = streams.beat(connection, out_stream)
             return value, started, attempt
-        except (errors.LockTimeout, psycopg.errors.DeadlockDetected):
+        except (errors.LockTimeout, psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure):
             blockers = list_blockers(world.shard(giver), tables, numbers) or blockers
             log.info("batch %d of move %d: try %d not drained: %s", batch.number, move.id, attempt, blockers)
             world.on_progress()
@@ -270,9 +306,9 @@ def list_blockers(
     return [{"pid": r[0], "application_name": r[1], "state": r[2], "age_s": r[3]} for r in rows]
 
 
-def _commit(world: World, move: Move, batch: Batch, direction: str) -> int:
+def _commit(world: World, move: Move, batch: Batch, shard_map: ShardMap, direction: str) -> int:
     try:
-        return operations.commit_batch(world.catalog, world.operation, move, batch, world.keyspace(move).id, direction)
+        return operations.commit_batch(world.catalog, world.operation, move, batch, shard_map, direction)
     except psycopg.OperationalError as lost:
         # The answer is lost: the catalog alone knows. It is asked, never guessed.
         wanted = "target" if direction == "forward" else "source"
