@@ -2,7 +2,7 @@
 
 Fixtures:
     cli         (*words, env={}, cwd=None, timeout=120) -> Ran: a finished `shardwright` process
-    cli_start   (*words, env={}, cwd=None) -> subprocess.Popen of one that is still running; killed after the test
+    cli_start   (*words, env={}, cwd=None, stdin=DEVNULL) -> subprocess.Popen of one that is still running; killed after the test
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -48,10 +48,15 @@ def _environment(more: Mapping[str, str]) -> dict[str, str]:
 def cli_start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     started: list[subprocess.Popen[str]] = []
 
-    def start(*words: object, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> subprocess.Popen[str]:
+    def start(
+        *words: object,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        stdin: int | IO[bytes] = subprocess.DEVNULL,
+    ) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, "-m", "shardwright", *map(str, words)],
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import psycopg
 
 from shardwright import errors
-from shardwright.catalog import ddl, fitness, maps, references, roster, tables
+from shardwright.catalog import ddl, fitness, maps, probe, references, roster, tables
 from shardwright.catalog.created import is_created
 from shardwright.catalog.layout import Layout, find_layout
 from shardwright.catalog.roster import Shard
@@ -64,7 +64,7 @@ def adopt(catalog: psycopg.Connection, wanted: Sequence[Wanted]) -> list[Registe
         shard_map, cluster = maps.load_map(catalog), roster.cluster_id(catalog)
         sites = open_sites(stack, roster.list_shards(catalog))
         known = tables.list_tables(catalog)
-        planned = plan(catalog, wanted)
+        planned = plan(catalog, wanted, sites)
         found = [_layouts(table, sites) for table in planned]
         planned = [
             replace(table, id=_number(catalog, table, sites, known), layout=next(iter(layouts.values())))
@@ -87,26 +87,36 @@ def adopt(catalog: psycopg.Connection, wanted: Sequence[Wanted]) -> list[Registe
             for site in sites.values():
                 undo(site)
             raise
-        connect_references(cluster, sites, [*known, *planned])
+        try:
+            connect_references(cluster, sites, [*known, *planned])
+        except errors.ShardwrightError as error:
+            error.durable_change = True  # tables and guards are in place; the next run goes on from there
+            raise
         with catalog.transaction():
             for table in planned:
                 tables.record(catalog, table)
         return planned
 
 
-def plan(catalog: psycopg.Connection, wanted: Sequence[Wanted]) -> list[RegisteredTable]:
+def plan(
+    catalog: psycopg.Connection, wanted: Sequence[Wanted], sites: Mapping[str, Site] | None = None
+) -> list[RegisteredTable]:
     """What tables would be in the catalog, still without number and layout: everything that can be judged without a shard.
 
     Args:
         catalog: connection to the catalog.
         wanted: the tables.
+        sites: every shard, by name: a reference table's home is by default a shard that has it.
 
     Raises:
         BadDeclaration, UnknownKeyspace, UnknownShard: as `adopt`.
     """
     shard_map, known = maps.load_map(catalog), tables.list_tables(catalog)
     names = [shard.name for shard in roster.list_shards(catalog)]
-    return [_plan(catalog, one, shard_map, names, known) for one in wanted]
+    if not names:
+        raise errors.UnknownShard("the cluster has no shard yet", fix="shardwright shard add NAME DSN")
+    home = _reference_home(wanted, known, names, sites)
+    return [_plan(catalog, one, shard_map, home, known) for one in wanted]
 
 
 def equip(catalog: psycopg.Connection, shard: Shard) -> None:
@@ -164,26 +174,46 @@ def connect_references(cluster: str, sites: Mapping[str, Site], known: Iterable[
             references.subscribe(home.connection, home.shard, site.connection, site.shard, cluster)
 
 
+def _reference_home(
+    wanted: Sequence[Wanted],
+    known: Sequence[RegisteredTable],
+    names: Sequence[str],
+    sites: Mapping[str, Site] | None,
+) -> str:
+    """The one home of all reference tables."""
+    references_wanted = [one for one in wanted if one.declaration.kind == "reference"]
+    asked = {one.declaration.home: one for one in references_wanted if one.declaration.home is not None}
+    settled = next((table.home_shard for table in known if table.kind == "reference"), None)
+    for home, one in asked.items():
+        other = settled or next(iter(asked))
+        if home != other:
+            raise errors.BadDeclaration(
+                f"reference table {one.name} asks for home {home}, and the cluster's reference tables live on {other}",
+                fix=f"declare reference() or reference(home={other!r}): they have one home, so that one transaction "
+                "can write several",
+                table=one.name,
+            )
+    if settled or asked:
+        return str(settled or next(iter(asked)))
+    for one in references_wanted:
+        for name, site in (sites or {}).items():
+            if probe.has_table(site.connection, one.schema, one.table):
+                return name
+    return names[0]
+
+
 def _plan(
-    catalog: psycopg.Connection, wanted: Wanted, shard_map: ShardMap, shards: list[str], known: list[RegisteredTable]
+    catalog: psycopg.Connection,
+    wanted: Wanted,
+    shard_map: ShardMap,
+    reference_home: str,
+    known: Sequence[RegisteredTable],
 ) -> RegisteredTable:
     """What the table will be in the catalog, still without number and layout."""
     declared = wanted.declaration
-    home = declared.home
     if declared.keyspace is not None:
         shard_map.keyspace(declared.keyspace)
-    if not shards:
-        raise errors.UnknownShard("the cluster has no shard yet", fix="shardwright shard add NAME DSN")
-    if declared.kind == "reference":
-        settled = next((table.home_shard for table in known if table.kind == "reference"), None)
-        home = home or settled or shards[0]
-        if settled is not None and home != settled:
-            raise errors.BadDeclaration(
-                f"reference table {wanted.name} asks for home {home}, and the cluster's reference tables live on {settled}",
-                fix=f"declare reference() or reference(home={settled!r}): they have one home, so that one transaction "
-                "can write several",
-                table=wanted.name,
-            )
+    home = reference_home if declared.kind == "reference" else declared.home
     if home is not None:
         roster.get_shard(catalog, home)
     planned = RegisteredTable(

@@ -19,6 +19,9 @@ from psycopg import sql
 from shardwright import engines, errors
 from shardwright.catalog.roster import Shard
 
+#: How long making a slot may wait for transactions that are open on the home's server.
+SLOT_TIMEOUT_MS = 15_000
+
 # From here on a stream is called behind.
 _FAR_BYTES = 16 * 1024 * 1024
 _FAR_SECONDS = 10.0
@@ -279,7 +282,7 @@ def _make_slot(home: psycopg.Connection, home_shard: Shard, name: str) -> None:
         drop_slot(home, name)
     try:
         with home.transaction():
-            home.execute("SET LOCAL lock_timeout = '15s'")
+            home.execute("SELECT set_config('lock_timeout', %s, true)", (f"{SLOT_TIMEOUT_MS}ms",))
             home.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (name,))
     except psycopg.errors.LockNotAvailable:
         raise errors.StreamStalled(
