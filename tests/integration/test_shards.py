@@ -229,6 +229,37 @@ def test_removing_drops_what_was_made_and_keeps_what_was_there(found: Callable[.
     cluster.add("s2")
 
 
+def test_a_server_that_is_gone_for_good_is_forgotten(
+    found: Callable[..., Found], server_factory: Callable[..., Server]
+) -> None:
+    cluster = found(1)
+    cluster.shard("s1").execute("CREATE TABLE r (id int PRIMARY KEY)")
+    cluster.adopt("r", kind="reference")
+    gone = server_factory()
+    shards.add_shard(cluster.catalog, "s2", gone.dsn())
+    gone.kill()
+    with pytest.raises(CannotConnect):
+        shards.remove_shard(cluster.catalog, "s2")
+    assert shards.remove_shard(cluster.catalog, "s2", forget=True) == []
+    assert [shard.name for shard in shards.list_shards(cluster.catalog)] == ["s1"]
+    slots = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()"
+    assert cluster.ask("s1", slots) == 0
+
+
+def test_adding_again_leaves_alone_what_an_operation_works_on(found: Callable[..., Found]) -> None:
+    cluster = found(1)
+    cluster.shard("s1").execute("CREATE TABLE t (user_id bigint PRIMARY KEY)")
+    cluster.adopt("t")
+    guard = "SELECT prosrc FROM pg_proc WHERE proname = 'guard_insert_1'"
+    cluster.shard("s1").execute("UPDATE shardwright.guards SET owned = '{}'")
+    cluster.catalog.execute("INSERT INTO shardwright.operations (request) VALUES ('{}')")
+    before = cluster.ask("s1", guard)
+    cluster.add("s1", region="north")
+    assert cluster.ask("s1", guard) == before
+    assert cluster.ask("s1", "SELECT owned::text FROM shardwright.guards") == "{}"
+    assert shards.get_shard(cluster.catalog, "s1").region == "north"
+
+
 def test_one_change_of_the_clusters_make_up_at_a_time(found: Callable[..., Found]) -> None:
     cluster = found(1, keyspace=None)
     with (

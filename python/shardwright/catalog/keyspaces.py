@@ -74,8 +74,8 @@ def create_keyspace(
                 fix="a keyspace's rule is fixed for life; choose another name",
                 keyspace=name,
             )
-        if not roster.live_operations(catalog):
-            tell_shards(catalog, known)
+        if not _claimed(catalog, existing):
+            tell_shards(catalog, known, name)
     return existing
 
 
@@ -99,22 +99,30 @@ def describe(keyspace: Keyspace) -> str:
     return f"hash of {keyspace.key_type}, {keyspace.buckets} buckets"
 
 
-def tell_shards(catalog: psycopg.Connection, shards: Sequence[Shard]) -> None:
-    """Write each shard's ranges to it where it does not have them, open. No operation may be live.
+def _claimed(catalog: psycopg.Connection, keyspace: Keyspace) -> bool:
+    """Whether a live operation works on the keyspace: it tells the shards what is theirs."""
+    row = catalog.execute("SELECT FROM shardwright.claims WHERE keyspace = %s", (keyspace.id,)).fetchone()
+    return row is not None
+
+
+def tell_shards(catalog: psycopg.Connection, shards: Sequence[Shard], keyspace: str) -> None:
+    """Write each shard's ranges to it where it does not have them, open. No operation may work on the keyspace.
 
     Args:
         catalog: connection to the catalog.
         shards: whom to tell.
+        keyspace: whose ranges.
 
     Raises:
         CannotConnect, PasswordMissing, NotPrimary: a shard cannot be reached.
     """
     shard_map = maps.load_map(catalog)
+    ranges = shard_map.ranges_of(keyspace)
     for shard in shards:
         own = [
-            (r.id, r.keyspace, r.points().pieces[0], shard_map.version)
-            for r in shard_map.ranges
-            if r.shard == shard.name
+            (one.id, one.keyspace, one.points().pieces[0], shard_map.version)
+            for one in ranges
+            if one.shard == shard.name
         ]
         with engines.connect_shard(shard, "shardwright keyspace") as there:
             _tell(there, own)

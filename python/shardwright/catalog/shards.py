@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from contextlib import ExitStack
 from typing import Any
 
 import psycopg
@@ -93,12 +94,15 @@ def add_shard(
             _refuse_twins(catalog, shard)
             migrations.apply(there, "shard")
             _identify(there, roster.cluster_id(catalog), name)
-            adoption.equip(catalog, shard)
+            listed = any(other.name == name for other in list_shards(catalog))
+            if not (listed and roster.live_operations(catalog)):
+                # What an operation works on must not change under it; a shard that is new is in none.
+                adoption.equip(catalog, shard)
             _record(catalog, shard)
     return shard
 
 
-def remove_shard(catalog: psycopg.Connection, name: str) -> list[str]:
+def remove_shard(catalog: psycopg.Connection, name: str, *, forget: bool = False) -> list[str]:
     """Take a shard that owns nothing out of the cluster, and everything of ours off its database.
 
     Tables that we made there are dropped where they have no rows; adopted ones, and those with rows, stay as they are.
@@ -106,6 +110,7 @@ def remove_shard(catalog: psycopg.Connection, name: str) -> list[str]:
     Args:
         catalog: connection to the catalog.
         name: the shard's name.
+        forget: do not call the shard: its server is gone for good.
 
     Returns:
         The tables that were dropped.
@@ -115,18 +120,27 @@ def remove_shard(catalog: psycopg.Connection, name: str) -> list[str]:
         ClusterInUse: it owns points, is the home of tables, or a live operation works on it.
         CannotConnect, PasswordMissing, NotPrimary: it cannot be reached; nothing was changed.
     """
-    with roster.changing(catalog):
+    with roster.changing(catalog), ExitStack() as stack:
         shard = get_shard(catalog, name)
         _refuse_use(catalog, shard)
         known = tables.list_tables(catalog)
-        cluster = roster.cluster_id(catalog)
-        with engines.connect_shard(shard, "shardwright shard remove") as there:
-            home = next((table.home_shard for table in known if table.kind == "reference"), None)
-            if home is not None:
-                with engines.connect_shard(get_shard(catalog, home), "shardwright shard remove") as origin:
-                    references.unsubscribe(there, origin, references.subscription_name(cluster, name))
+        stream = references.subscription_name(roster.cluster_id(catalog), name)
+        home = next((table.home_shard for table in known if table.kind == "reference"), None)
+        origin = (
+            stack.enter_context(engines.connect_shard(get_shard(catalog, home), "shardwright shard remove"))
+            if home is not None
+            else None
+        )
+        dropped: list[str] = []
+        if forget:
+            if origin is not None:
+                references.drop_slot(origin, stream)
+        else:
+            there = stack.enter_context(engines.connect_shard(shard, "shardwright shard remove"))
+            if origin is not None:
+                references.unsubscribe(there, origin, stream)
             dropped = sites.clear(there, known, drop_tables=True)
-            _forget(catalog, name)
+        _forget(catalog, name)
     return dropped
 
 

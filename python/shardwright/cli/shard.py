@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from cyclopts import App
+from typing import Annotated
+
+from cyclopts import App, Parameter
 
 from shardwright.catalog import maps, shards
 from shardwright.cli.app import DEFAULTS, Answer, Common
@@ -84,15 +86,18 @@ def list_(*, common: Common = DEFAULTS) -> Answer:
 
 
 @app.command
-def remove(name: str, /, *, common: Common = DEFAULTS) -> Answer:
+def remove(
+    name: str, /, *, forget: Annotated[bool, Parameter(negative=())] = False, common: Common = DEFAULTS
+) -> Answer:
     """Remove a shard that owns nothing, and everything of shardwright from its database.
 
     Tables that shardwright made there are dropped where they have no rows. Others stay.
 
     Args:
         name: the shard's name.
+        forget: its server is gone for good: do not call it.
     """
     with common.connect() as catalog:
-        dropped = shards.remove_shard(catalog, name)
+        dropped = shards.remove_shard(catalog, name, forget=forget)
     shown = [f"shard {name} is removed", *(f"dropped the empty table {table}" for table in dropped)]
     return Answer({"removed": name, "dropped_tables": dropped}, shown, next_steps=["shardwright status"])
