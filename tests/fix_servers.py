@@ -16,6 +16,7 @@ Fixtures (scope):
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -77,10 +78,30 @@ def postgres(request: pytest.FixtureRequest) -> Postgres:
 
 
 @pytest.fixture(scope="session")
-def server(postgres: Postgres) -> Iterator[Endpoint]:
-    if postgres.bin_dir is None:
-        yield from _container()
-        return
+def _running() -> Iterator[_Started]:
+    """Servers by the PostgreSQL's name: going from one to another and back starts none again."""
+    with contextlib.ExitStack() as stack:
+        yield _Started(stack)
+
+
+class _Started(dict[str, Endpoint]):
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        super().__init__()
+        self._stack = stack
+
+    def on(self, postgres: Postgres) -> Endpoint:
+        if postgres.name not in self:
+            start = _container if postgres.bin_dir is None else _local
+            self[postgres.name] = self._stack.enter_context(contextlib.contextmanager(start)(postgres))
+        return self[postgres.name]
+
+
+@pytest.fixture(scope="session")
+def server(postgres: Postgres, _running: _Started) -> Endpoint:
+    return _running.on(postgres)
+
+
+def _local(postgres: Postgres) -> Iterator[Endpoint]:
     directory = _directory()
     running = Server(directory / "shared", bin_dir=postgres.bin_dir, fsync=False, remove_with_owner=directory)
     try:
@@ -91,11 +112,11 @@ def server(postgres: Postgres) -> Iterator[Endpoint]:
         shutil.rmtree(directory)
 
 
-def _container() -> Iterator[Endpoint]:
+def _container(postgres: Postgres) -> Iterator[Endpoint]:
     from testcontainers.postgres import PostgresContainer
 
     settings = ["wal_level=logical", "max_connections=200", "max_replication_slots=20", "max_worker_processes=32"]
-    container = PostgresContainer("postgres:18", username="postgres", password=None)
+    container = PostgresContainer(f"postgres:{postgres.version}", username="postgres", password=None)
     container.with_env("POSTGRES_HOST_AUTH_METHOD", "trust")
     container.with_command(["postgres", *(word for setting in settings for word in ("-c", setting))])
     with container:
