@@ -2,4 +2,13 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["fix_servers", "fix_cli", "fix_catalog", "fix_seed", "fix_resharding", "fix_chaos", "fix_sessions"]
+pytest_plugins = [
+    "fix_servers",
+    "fix_cli",
+    "fix_catalog",
+    "fix_seed",
+    "fix_resharding",
+    "fix_chaos",
+    "fix_sessions",
+    "fix_desk",
+]

@@ -101,6 +101,7 @@ class Output:
     def __init__(self, as_json: bool) -> None:
         """Print for programs or for people."""
         self.as_json = as_json
+        self._in_lines = False
 
     def finish(self, answer: object) -> int:
         """Print what a command returned; the exit code."""
@@ -132,7 +133,8 @@ class Output:
         self._err([*lines, f"fix: {' '.join(fix.split())}", *(f"next: {step}" for step in next_steps)])
         if self.as_json:
             steps = [s for s in dict.fromkeys((*next_steps, error.fix, explain)) if s.startswith("shardwright ")]
-            self._json({"error": error.as_json(), "next_steps": steps})
+            # a stream of lines ends with a line
+            self._json({"error": error.as_json(), "next_steps": steps}, indent=None if self._in_lines else 2)
         self._flush()
         return error.exit_code
 
@@ -142,6 +144,7 @@ class Output:
 
     def item(self, value: Any, text: str) -> None:
         """Print one item of a stream at once: a line of JSON, or a line of text."""
+        self._in_lines = True
         if self.as_json:
             self._json(value, indent=None)
         else:

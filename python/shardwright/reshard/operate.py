@@ -17,7 +17,7 @@ from shardwright.reshard.plan import BATCH_SHARES, Plan, PlannedMove, make_plan
 from shardwright.reshard.status import Status
 from shardwright.routing.multirange import Multirange
 from shardwright.routing.predicates import quote_identifier
-from shardwright.routing.shard_map import Keyspace, ShardMap
+from shardwright.routing.shard_map import ShardMap
 
 T = TypeVar("T")
 
@@ -94,38 +94,38 @@ def plan(
 def _estimate(
     connection: psycopg.Connection, shard_map: ShardMap, move: PlannedMove, table: tables.RegisteredTable
 ) -> tuple[int, int]:
-    """Rows and bytes of one table that would move, by the planner's statistics."""
+    """Rows and bytes of one table that would move, as the source's planner guesses (a table never analyzed included)."""
     row = connection.execute(
-        "SELECT greatest(c.reltuples, 0)::float8, pg_table_size(c.oid)::int8 FROM pg_class c "
+        "SELECT pg_table_size(c.oid)::int8 FROM pg_class c "
         "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s",
         (table.schema_name, table.table_name),
     ).fetchone()
     if row is None:
         return 0, 0
-    tuples, size = row
+    tuples = _planned_rows(connection, table, "true")
     keyspace = shard_map.keyspace(move.keyspace)
     if keyspace.strategy == "hash":
         moving = move.points.count() or 0
         owned = shard_map.owned(move.keyspace, move.source).count() or 1
         share = moving / owned
     else:
-        expected = _planned_rows(connection, keyspace, move.points, table)
-        share = min(1.0, expected / tuples) if tuples else 1.0
-    return round(tuples * share), round(size * share)
+        share = min(1.0, _planned_rows(connection, table, _within(table, move.points)) / max(1.0, tuples))
+    return round(tuples * share), round(row[0] * share)
 
 
-def _planned_rows(
-    connection: psycopg.Connection, keyspace: Keyspace, points: Multirange, table: tables.RegisteredTable
-) -> float:
+def _within(table: tables.RegisteredTable, points: Multirange) -> str:
+    """A range keyspace's points as comparisons of the key itself, which the planner has statistics of."""
     column = quote_identifier(table.key_column or "")
     bounds = []
     for lo, hi in points.pieces:
         parts = [f"{column} >= {lo}" if lo is not None else "", f"{column} < {hi}" if hi is not None else ""]
         bounds.append(" AND ".join(part for part in parts if part) or "true")
+    return " OR ".join(f"({bound})" for bound in bounds)
+
+
+def _planned_rows(connection: psycopg.Connection, table: tables.RegisteredTable, where: str) -> float:
     name = f"{quote_identifier(table.schema_name)}.{quote_identifier(table.table_name)}"
-    row = connection.execute(
-        f"EXPLAIN (FORMAT json) SELECT FROM {name} WHERE {' OR '.join(f'({b})' for b in bounds)}".encode()
-    ).fetchone()
+    row = connection.execute(f"EXPLAIN (FORMAT json) SELECT FROM {name} WHERE {where}".encode()).fetchone()
     return float(row[0][0]["Plan"]["Plan Rows"]) if row is not None else 0.0
 
 
