@@ -6,14 +6,19 @@ Fixtures:
 
 from __future__ import annotations
 
+import datetime
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 import psycopg
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from fix_servers import Dsns
@@ -32,7 +37,7 @@ class Base(DeclarativeBase):
 
 class User(Base):
     __tablename__ = "users"
-    __table_args__ = {"info": sharded_by("id")}
+    __table_args__ = ({"info": sharded_by("id")},)
     id: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True, autoincrement=False)
     name: Mapped[str]
     score: Mapped[int | None]
@@ -44,23 +49,40 @@ class User(Base):
 
 class Order(Base):
     __tablename__ = "orders"
-    __table_args__ = {"info": sharded_by("user_id")}
+    __table_args__ = ({"info": sharded_by("user_id")},)
     user_id: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True)
     n: Mapped[int] = mapped_column(primary_key=True)
     amount: Mapped[int]
     user: Mapped[User] = relationship(primaryjoin="User.id == foreign(Order.user_id)", back_populates="orders")
 
 
+class Reading(Base):
+    """A column of every type that is ordered or grouped."""
+
+    __tablename__ = "readings"
+    __table_args__ = ({"info": sharded_by("user_id")},)
+    user_id: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True, autoincrement=False)
+    at: Mapped[datetime.datetime] = mapped_column(sa.DateTime(timezone=True))
+    local: Mapped[datetime.datetime] = mapped_column(sa.DateTime())
+    day: Mapped[datetime.date]
+    tag: Mapped[uuid.UUID]
+    blob: Mapped[bytes | None]
+    flag: Mapped[bool | None]
+    ratio: Mapped[float | None] = mapped_column(sa.Double)
+    price: Mapped[Decimal | None] = mapped_column(sa.Numeric)
+    doc: Mapped[dict[str, Any]] = mapped_column(JSONB)
+
+
 class Country(Base):
     __tablename__ = "countries"
-    __table_args__ = {"info": reference(home="s1")}
+    __table_args__ = ({"info": reference(home="s1")},)
     code: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str]
 
 
 class Setting(Base):
     __tablename__ = "settings"
-    __table_args__ = {"info": global_on("s2")}
+    __table_args__ = ({"info": global_on("s2")},)
     name: Mapped[str] = mapped_column(primary_key=True)
     value: Mapped[str]
 
@@ -139,16 +161,18 @@ class Shop:
         points = self.map.route_point("users", route.point).points()
         there = self.shard(target)
         there.execute("SET session_replication_role = replica")
-        for table in (User.__table__, Order.__table__):
+        for table in (User.__table__, Order.__table__, Reading.__table__):
             column = "id" if table.name == "users" else "user_id"
-            rows = self.shard(route.shard).execute(f"SELECT * FROM {table.name}".encode()).fetchall()
-            position = [c.name for c in table.c].index(column)
-            moving = [r for r in rows if self.map.route("users", r[position]).point in points]
-            marks = ", ".join(["%s"] * len(table.c))
-            with there.cursor() as cursor:
-                cursor.executemany(
-                    f"INSERT INTO {table.name} VALUES ({marks}) ON CONFLICT DO NOTHING".encode(), moving
-                )
+            here = self.shard(route.shard)
+            keys = [row[0] for row in here.execute(f"SELECT DISTINCT {column} FROM {table.name}".encode())]
+            moving = [str(key) for key in keys if self.map.route("users", key).point in points]
+            if moving:
+                query = f"COPY (SELECT * FROM {table.name} WHERE {column} IN ({', '.join(moving)})) TO STDOUT"
+                with here.cursor().copy(query.encode()) as out:
+                    data = b"".join(bytes(block) for block in out)
+                there.execute(f"DELETE FROM {table.name} WHERE {column} IN ({', '.join(moving)})".encode())
+                with there.cursor().copy(f"COPY {table.name} FROM STDIN".encode()) as into:
+                    into.write(data)
         there.execute("RESET session_replication_role")
 
     def commit_map(self, key: int, target: str) -> int:
@@ -163,10 +187,22 @@ class Shop:
         self.shard(target).execute("UPDATE shardwright.ranges SET state = 'open' WHERE id = %s", (range_id,))
         self._guard(target)
 
+    def wait_for_references(self) -> None:
+        """Until each shard has every row of the reference tables."""
+        deadline = time.monotonic() + 30
+        wanted = self.ask("s1", "SELECT count(*) FROM countries")
+        while self.ask("s2", "SELECT count(*) FROM countries") != wanted:
+            assert time.monotonic() < deadline, "reference rows do not arrive"
+            time.sleep(0.02)
+
     def hand_over(self, key: int, target: str) -> int:
         """All of it; the old rows stay where they were. Returns the range's id."""
-        source = self.map.route("users", key).shard
         self.importing(key, target)
+        return self.hand_over_rest(key, target)
+
+    def hand_over_rest(self, key: int, target: str) -> int:
+        """The switch."""
+        source = self.map.route("users", key).shard
         number = self.fence(key)
         self.shard(source).execute("UPDATE shardwright.ranges SET state = 'moved' WHERE id = %s", (number,))
         self._guard(source)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 import sqlalchemy as sa
 
-from fix_sessions import Country, Order, Setting, Shop, User
-from shardwright import errors
+from fix_sessions import Order, Shop, User
 
 
 def test_a_pinned_session_writes_and_reads_on_its_shard(shop: Shop) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import joinedload, selectinload
 
-from fix_sessions import Country, Order, Setting, Shop, User
-from shardwright import errors
+from fix_sessions import Order, Shop, User
 
 
 def test_objects_and_statements_find_their_shards(shop: Shop) -> None:

@@ -20,7 +20,7 @@ class Base(DeclarativeBase):
 
 class User(Base):
     __tablename__ = "users"
-    __table_args__ = {"info": sharded_by("id")}
+    __table_args__ = ({"info": sharded_by("id")},)
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str]
     country: Mapped[str]
@@ -29,7 +29,7 @@ class User(Base):
 
 class Order(Base):
     __tablename__ = "orders"
-    __table_args__ = {"info": sharded_by("user_id")}
+    __table_args__ = ({"info": sharded_by("user_id")},)
     owner: Mapped[int] = mapped_column("user_id", primary_key=True)
     n: Mapped[int] = mapped_column(primary_key=True)
     amount: Mapped[int]
@@ -37,13 +37,13 @@ class Order(Base):
 
 class Country(Base):
     __tablename__ = "countries"
-    __table_args__ = {"info": reference()}
+    __table_args__ = ({"info": reference()},)
     code: Mapped[str] = mapped_column(primary_key=True)
 
 
 class Setting(Base):
     __tablename__ = "settings"
-    __table_args__ = {"info": global_on("s1")}
+    __table_args__ = ({"info": global_on("s1")},)
     name: Mapped[str] = mapped_column(primary_key=True)
 
 
@@ -85,7 +85,7 @@ other = aliased(User)
 KEYED: list[tuple[Any, dict[str, Any], list[Any]]] = [
     (sa.select(User).where(User.id == 5), {}, [5]),
     (sa.select(users).where(users.c.id == 5), {}, [5]),
-    (sa.select(users).where(5 == users.c.id, users.c.name == "x"), {}, [5]),
+    (sa.select(users).where(users.c.id == 5, users.c.name == "x"), {}, [5]),
     (sa.select(User.name).where(sa.and_(User.name == "x", User.id == 5)), {}, [5]),
     (sa.select(User).filter_by(id=5), {}, [5]),
     (sa.select(User).where(User.id == sa.bindparam("uid")), {"uid": 7}, [7]),
@@ -257,7 +257,8 @@ def test_an_insert_without_a_key_is_refused(planner: Planner) -> None:
 
 
 @pytest.mark.parametrize(
-    "statement", [sa.update(User).where(User.id == 5).values(id=6), sa.update(Order).where(Order.owner == 5).values(owner=6)]
+    "statement",
+    [sa.update(User).where(User.id == 5).values(id=6), sa.update(Order).where(Order.owner == 5).values(owner=6)],
 )
 def test_a_change_of_the_key_is_refused(planner: Planner, statement: Any) -> None:
     with pytest.raises(errors.WriteRefused, match="is the shard key"):

@@ -20,12 +20,63 @@ Kind = Literal["count", "sum", "min", "max", "avg"]
 
 #: Aggregates and window functions of PostgreSQL that are not merged.
 _AGGREGATES = frozenset(
-    "any_value array_agg bit_and bit_or bit_xor bool_and bool_or corr covar_pop covar_samp cume_dist dense_rank every "
-    "first_value grouping json_agg json_agg_strict json_object_agg json_objectagg json_arrayagg jsonb_agg jsonb_agg_strict "
-    "jsonb_object_agg lag last_value lead mode nth_value ntile percent_rank percentile_cont percentile_disc range_agg "
-    "range_intersect_agg rank regr_avgx regr_avgy regr_count regr_intercept regr_r2 regr_slope regr_sxx regr_sxy regr_syy "
-    "row_number stddev stddev_pop stddev_samp string_agg var_pop var_samp variance xmlagg".split()
+    {
+        "any_value",
+        "array_agg",
+        "bit_and",
+        "bit_or",
+        "bit_xor",
+        "bool_and",
+        "bool_or",
+        "corr",
+        "covar_pop",
+        "covar_samp",
+        "cume_dist",
+        "dense_rank",
+        "every",
+        "first_value",
+        "grouping",
+        "json_agg",
+        "json_agg_strict",
+        "json_arrayagg",
+        "json_object_agg",
+        "json_objectagg",
+        "jsonb_agg",
+        "jsonb_agg_strict",
+        "jsonb_object_agg",
+        "lag",
+        "last_value",
+        "lead",
+        "mode",
+        "nth_value",
+        "ntile",
+        "percent_rank",
+        "percentile_cont",
+        "percentile_disc",
+        "range_agg",
+        "range_intersect_agg",
+        "rank",
+        "regr_avgx",
+        "regr_avgy",
+        "regr_count",
+        "regr_intercept",
+        "regr_r2",
+        "regr_slope",
+        "regr_sxx",
+        "regr_sxy",
+        "regr_syy",
+        "row_number",
+        "stddev",
+        "stddev_pop",
+        "stddev_samp",
+        "string_agg",
+        "var_pop",
+        "var_samp",
+        "variance",
+        "xmlagg",
+    }
 )
+_SETS = frozenset({"rollup", "cube", "grouping sets", "grouping_sets"})
 #: Type oids of name, text and varchar.
 _TEXTS = (19, 25, 1043)
 _MERGED = frozenset({"count", "sum", "min", "max", "avg"})
@@ -98,7 +149,9 @@ class _Builder:
         if not isinstance(getattr(expression, "type", None), (sa.String, sa.types.NullType)):
             return None
         catalog = sa.func.pg_catalog
-        is_text = sa.cast(catalog.pg_typeof(expression), postgresql.OID).in_([sa.literal_column(str(oid)) for oid in _TEXTS])
+        is_text = sa.cast(catalog.pg_typeof(expression), postgresql.OID).in_(
+            [sa.literal_column(str(oid)) for oid in _TEXTS]
+        )
         return self.add(sa.case((is_text, catalog.pg_collation_for(expression))))
 
     def aggregate(self, at: int, expression: Any) -> None:
@@ -141,7 +194,9 @@ def merging(statement: Any) -> Merging:
         clause is not None for clause in (statement._limit_clause, statement._offset_clause, statement._fetch_clause)
     )
     if is_cut and getattr(state, "multi_row_eager_loaders", False):
-        raise refusal("LIMIT with a joined collection counts rows, not objects", "load the collection by selectinload()")
+        raise refusal(
+            "LIMIT with a joined collection counts rows, not objects", "load the collection by selectinload()"
+        )
     builder = _Builder(list(getattr(state, "statement", statement)._all_selected_columns))
     if len(builder.selected) != len(compiled._result_columns):
         raise refusal("its columns cannot be followed", "name the columns one by one")
@@ -178,6 +233,8 @@ def _group_keys(builder: _Builder, clauses: Sequence[Any]) -> Iterator[OrderKey]
         if _as_aggregate(expression) is not None:
             raise refusal("it groups by an aggregate")
         _look_through(builder, expression)
+        if not isinstance(expression, elements.ColumnElement) or _name_of(expression) in _SETS:
+            raise refusal("it is grouped by more than columns and expressions", "group by one after the other")
         yield OrderKey(builder.position(expression), collation=builder.collation(expression))
 
 
@@ -232,7 +289,10 @@ def _look_through(builder: _Builder, expression: Any, *, is_aggregate: bool = Fa
     if is_aggregate:
         function = top.func if isinstance(top, elements.FunctionFilter) else top
         for argument in function.clauses:
-            if isinstance(_bare(argument), elements.UnaryExpression) and _bare(argument).operator is operators.distinct_op:
+            if (
+                isinstance(_bare(argument), elements.UnaryExpression)
+                and _bare(argument).operator is operators.distinct_op
+            ):
                 raise refusal(f"{_name(function)}(DISTINCT ..) needs the rows of all shards at once")
         stack = list(top.get_children())
         if isinstance(top, elements.FunctionFilter):
@@ -250,11 +310,15 @@ def _look_through(builder: _Builder, expression: Any, *, is_aggregate: bool = Fa
         if isinstance(item, elements.ColumnClause) and item.is_literal and item.name == "*":
             continue  # count(*)
         if item.__visit_name__ in ("textclause", "tstring") or getattr(item, "is_literal", False):
-            raise refusal("text in its columns or its order cannot be looked through", "build it of SQLAlchemy's expressions")
+            raise refusal(
+                "text in its columns or its order cannot be looked through", "build it of SQLAlchemy's expressions"
+            )
         if isinstance(item, functions.FunctionElement) and hasattr(item, "name"):
             name = _name(item)
             if name in _MERGED:
-                raise refusal(f"{name}() is a part of a larger expression", "select the aggregate alone and compute in Python")
+                raise refusal(
+                    f"{name}() is a part of a larger expression", "select the aggregate alone and compute in Python"
+                )
             if name in _AGGREGATES:
                 raise refusal(f"{name}() needs the rows of all shards at once")
             builder.functions.add(name)
@@ -272,9 +336,13 @@ def _resolved(builder: _Builder, clause: Any) -> Any:
         kind = clause.__visit_name__
         if kind == "textual_label_reference":
             wanted = clause.element
-            found = [c for c in builder.selected if getattr(c, "key", None) == wanted or getattr(c, "name", None) == wanted]
+            found = [
+                c for c in builder.selected if getattr(c, "key", None) == wanted or getattr(c, "name", None) == wanted
+            ]
             if not found:
-                raise refusal(f"{wanted!r} in its order cannot be looked through", "build it of SQLAlchemy's expressions")
+                raise refusal(
+                    f"{wanted!r} in its order cannot be looked through", "build it of SQLAlchemy's expressions"
+                )
             clause = found[0]
         elif kind == "label_reference" or isinstance(clause, elements.Grouping):
             clause = clause.element
@@ -287,6 +355,10 @@ def _bare(expression: Any) -> Any:
     while isinstance(expression, (elements.Label, elements.Grouping)):
         expression = expression.element
     return expression._deannotate() if hasattr(expression, "_deannotate") else expression
+
+
+def _name_of(expression: Any) -> str:
+    return _name(expression) if isinstance(expression, functions.FunctionElement) else ""
 
 
 def _name(function: Any) -> str:

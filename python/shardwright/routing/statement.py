@@ -14,12 +14,13 @@ from typing import Any
 from sqlalchemy import Column, Table
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql import elements, selectable, visitors
-from sqlalchemy.sql.dml import Delete, Insert, Update, UpdateBase
+from sqlalchemy.sql.dml import Insert, Update, UpdateBase
 from sqlalchemy.types import TypeDecorator
 
 from shardwright import errors
+from shardwright.routing.sources import Bound, Either, Fixed, Given, Source
 from shardwright.routing.tables import Declaration
-from shardwright.routing.ties import Bound, Either, Fixed, Given, Lookup, Source, Ties
+from shardwright.routing.ties import Lookup, Ties
 
 Params = Sequence[Mapping[str, Any]]
 
@@ -53,9 +54,7 @@ class Plan:
     #: tables that are neither declared nor registered
     unknown: tuple[str, ...] = ()
 
-    def keys(
-        self, binds: Sequence[elements.BindParameter[Any]], params: Params
-    ) -> Iterator[tuple[str, Any]]:
+    def keys(self, binds: Sequence[elements.BindParameter[Any]], params: Params) -> Iterator[tuple[str, Any]]:
         """The keys that one execution names, each with its keyspace.
 
         Args:
@@ -74,7 +73,7 @@ class Plan:
 def _values(source: Source, binds: Sequence[elements.BindParameter[Any]], params: Mapping[str, Any]) -> Iterator[Any]:
     if isinstance(source, Bound):
         bind = binds[source.position] if source.position is not None else source.bind
-        value: Any = params[bind.key] if bind.key in params else bind.effective_value
+        value: Any = params.get(bind.key, bind.effective_value)
         if not source.many:
             yield value
         elif source.part is None:
@@ -203,7 +202,9 @@ class Planner:
             writes=plan.writes or ties.writes,
             sources=tuple(sources),
             unbound=unbound,
-            keyspaces=tuple(sorted({name for name, _, _ in sources} | {d.keyspace or "" for d in ties.sharded.values()})),
+            keyspaces=tuple(
+                sorted({name for name, _, _ in sources} | {d.keyspace or "" for d in ties.sharded.values()})
+            ),
             others=others,
             target=next((one for one in others if changed is not None and one[:2] == _name(changed)), None),
             root=_column(root, declared_root) if root is not None and declared_root is not None else None,

@@ -18,6 +18,7 @@ from sqlalchemy import Table
 from sqlalchemy.sql import elements, functions, operators, selectable
 from sqlalchemy.sql.dml import UpdateBase
 
+from shardwright.routing.sources import Bound, Either, Source
 from shardwright.routing.tables import Declaration
 
 #: What the catalog or a table itself says about where its rows live; None for a table that is not ours.
@@ -25,45 +26,6 @@ Lookup = Callable[[selectable.TableClause], "Declaration | None"]
 From = selectable.FromClause
 
 _HIDDEN_QUERY = re.compile(r"\b(?:select|from|table|with|insert|update|delete|merge|copy)\b", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Bound:
-    """A key that a bind parameter carries."""
-
-    bind: elements.BindParameter[Any]
-    #: it carries a list of keys
-    many: bool = False
-    #: the list's items are tuples, and the key is at this position
-    part: int | None = None
-    #: the position among the statement's bind parameters, where the plan is kept for statements of the same shape
-    position: int | None = None
-
-
-@dataclass(frozen=True)
-class Either:
-    """One of several sources holds (OR)."""
-
-    sources: tuple[Source, ...]
-
-
-@dataclass(frozen=True)
-class Given:
-    """A key that comes with the values of an INSERT, under one of these names."""
-
-    names: tuple[str, ...]
-    #: what the statement itself gives, where the values do not
-    otherwise: Source | None = None
-
-
-@dataclass(frozen=True)
-class Fixed:
-    """Keys that stand in a statement which is not kept."""
-
-    values: tuple[Any, ...]
-
-
-Source = Bound | Either | Given | Fixed
 
 
 @dataclass
@@ -426,9 +388,9 @@ def _stripped(clause: Any) -> Any:
 def _query_of(item: Any) -> Any:
     """The query inside an expression that is one (EXISTS, scalar subquery, the right side of IN), or None."""
     while True:
-        if isinstance(item, (selectable.ScalarSelect, selectable.SelectStatementGrouping, selectable.Exists)):
-            item = item.element
-        elif isinstance(item, elements.Grouping) and isinstance(item.element, selectable.SelectBase):
+        if isinstance(item, (selectable.ScalarSelect, selectable.SelectStatementGrouping, selectable.Exists)) or (
+            isinstance(item, elements.Grouping) and isinstance(item.element, selectable.SelectBase)
+        ):
             item = item.element
         else:
             break

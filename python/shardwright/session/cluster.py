@@ -120,13 +120,16 @@ class Cluster:
         """The shard map as it is known now."""
         return self._router.now.map
 
-    def refresh(self) -> ShardMap:
+    def refresh(self, beyond: int | None = None) -> ShardMap:
         """Ask the catalog for the newest map now.
+
+        Args:
+            beyond: the version that was found wanting; nothing is asked where a higher one is known already.
 
         Returns:
             The map that is known then; the old one where the catalog cannot be reached.
         """
-        return self._router.refresh().map
+        return self._router.refresh(beyond).map
 
     def sessionmaker(self, **session_options: Any) -> Sessions:
         """A factory of sessions, as SQLAlchemy's `sessionmaker` is one.
@@ -206,7 +209,7 @@ class Cluster:
             UnknownShard: there is none of that name.
         """
         found = self._engines.get(shard)
-        if found is not None and (known := self._router.now.shards.get(shard)) is found[0]:
+        if found is not None and self._router.now.shards.get(shard) is found[0]:
             return found[1]
         return self._make_engine(self._router.now.shard(shard))
 

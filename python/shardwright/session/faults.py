@@ -10,7 +10,7 @@ from shardwright import errors
 from shardwright.session.wire import GuardedConnection, happened_at_entry
 
 _MOVED, _FENCED, _IMPORTING, _REFUSED = "SH001", "SH002", "SH003", "SH004"
-_STANDBY = "25006"
+_STANDBY, _SERIALIZATION = "25006", "40001"
 
 #: What a replay of the whole transaction heals.
 REPLAYABLE = frozenset({"40001", "40P01"})
@@ -67,6 +67,9 @@ def translate(shard: str, error: psycopg.Error, connection: GuardedConnection | 
         lost = ConnectionLost(f"shard {shard} is a standby now: {said}", fix="run the transaction again", shard=shard)
         lost.had_run = not happened_at_entry(error)
         return lost
+    if state == _SERIALIZATION and happened_at_entry(error):
+        # The range was changed while the check waited for it, under a snapshot that is older.
+        return EntryRefused(shard, error)
     if state in (_MOVED, _FENCED, _IMPORTING):
         if happened_at_entry(error):
             refused = EntryRefused(shard, error)

@@ -7,6 +7,7 @@ import decimal
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any
 
 from shardwright.routing.merging import Aggregate, Merging, OrderKey, refusal
@@ -88,7 +89,7 @@ class Merger:
         keyed = [[(key(row), row) for row in part] for part in parts]
         for part in keyed:
             # What a shard calls sorted must be sorted here: else its order is not the one that we can continue.
-            if any(later[0] < earlier[0] for earlier, later in zip(part, part[1:], strict=False)):
+            if any(later[0] < earlier[0] for earlier, later in pairwise(part)):
                 raise refusal("the shards' order is another one than here", 'order texts by .collate("C")')
         return (row for _, row in heapq.merge(*keyed, key=lambda pair: pair[0]))
 
@@ -108,9 +109,7 @@ class Merger:
 
         return key
 
-    def _comparable(
-        self, at: int, collation: int | None, parts: Sequence[Sequence[Row]]
-    ) -> Callable[[Any], Any]:
+    def _comparable(self, at: int, collation: int | None, parts: Sequence[Sequence[Row]]) -> Callable[[Any], Any]:
         """What makes a column's values comparable as PostgreSQL compares them."""
         oid = self._types[at]
         if oid in _INTEGERS or oid in _PLAIN:
@@ -143,8 +142,17 @@ class Merger:
         plan = self._plan
         keys = [(one.at, self._groupable(one, parts)) for one in plan.groups]
         combine = {
-            **{aggregate.at: self._combiner(aggregate, parts) for aggregate in plan.aggregates if aggregate.kind != "avg"},
-            **{at: _sum for aggregate in plan.aggregates if aggregate.kind == "avg" for at in (aggregate.sums, aggregate.counts)},
+            **{
+                aggregate.at: self._combiner(aggregate, parts)
+                for aggregate in plan.aggregates
+                if aggregate.kind != "avg"
+            },
+            **{
+                at: _sum
+                for aggregate in plan.aggregates
+                if aggregate.kind == "avg"
+                for at in (aggregate.sums, aggregate.counts)
+            },
         }
         averages = [(aggregate, self._divide(aggregate)) for aggregate in plan.aggregates if aggregate.kind == "avg"]
         found: dict[tuple[Any, ...], list[Any]] = {}
@@ -177,7 +185,9 @@ class Merger:
             # The default collation of a database is deterministic: equal means equal bytes.
             names = {row[one.collation] for part in parts for row in part} if one.collation is not None else {None}
             if not names <= {*_BY_CODE_POINT, '"default"'}:
-                raise refusal("texts are grouped by a collation that may call different texts equal", 'use .collate("C")')
+                raise refusal(
+                    "texts are grouped by a collation that may call different texts equal", 'use .collate("C")'
+                )
             return lambda value: value
         raise refusal(f"values of type oid {oid} cannot be grouped outside of the database")
 
@@ -191,7 +201,9 @@ class Merger:
             return lambda one, other: other if comparable(one) < comparable(other) else one
         if oid in (20, _NUMERIC, 701):
             return _sum
-        raise refusal(f"a sum of type oid {oid} cannot be continued outside of the database", "cast to double precision")
+        raise refusal(
+            f"a sum of type oid {oid} cannot be continued outside of the database", "cast to double precision"
+        )
 
     def _divide(self, aggregate: Aggregate) -> Callable[[Any, int], Any]:
         result, total = self._types[aggregate.at], self._types[aggregate.sums]
@@ -199,7 +211,9 @@ class Merger:
             return divide_numeric
         if result == 701 and total == 701:
             return lambda sums, count: sums / count
-        raise refusal(f"an average of type oid {result} cannot be computed outside of the database", "cast to double precision")
+        raise refusal(
+            f"an average of type oid {result} cannot be computed outside of the database", "cast to double precision"
+        )
 
 
 def _sum(one: Any, other: Any) -> Any:

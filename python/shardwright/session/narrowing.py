@@ -49,4 +49,6 @@ class OwnedRow(ColumnElement[bool]):
 def _owned_row(element: OwnedRow, compiler: Any, **options: Any) -> str:
     points = compiler.process(element.points, **options)
     column = compiler.process(element.column, **options)
-    return f"(CAST({points} AS pg_catalog.int8multirange) OPERATOR(pg_catalog.@>) {point_sql(element.keyspace, column)})"
+    return (
+        f"(CAST({points} AS pg_catalog.int8multirange) OPERATOR(pg_catalog.@>) {point_sql(element.keyspace, column)})"
+    )

@@ -34,9 +34,7 @@ class Pinned:
         options: execution options of its transactions.
     """
 
-    def __init__(
-        self, session: ShardSession, key: Any, keyspace: str, strict: bool, options: dict[str, Any]
-    ) -> None:
+    def __init__(self, session: ShardSession, key: Any, keyspace: str, strict: bool, options: dict[str, Any]) -> None:
         self._session = session
         self._cluster = session.cluster
         self._key = key

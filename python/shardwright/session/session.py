@@ -60,7 +60,9 @@ class ShardSession(Session):
         **options: Any,
     ) -> None:
         if bind is not None or options.get("binds"):
-            raise errors.BadOption("a session of a cluster takes no bind", fix="leave it out: its shards are the cluster's")
+            raise errors.BadOption(
+                "a session of a cluster takes no bind", fix="leave it out: its shards are the cluster's"
+            )
         if options.get("twophase"):
             raise errors.BadOption("twophase=True is not supported", fix="keep a transaction on one shard")
         if reads not in (None, "strict", "relaxed"):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from shardwright import errors
 from shardwright.routing.merging import Merging, refusal
+from shardwright.routing.multirange import Multirange
+from shardwright.routing.shard_map import ShardMap
 from shardwright.routing.statement import Params, Plan
 from shardwright.session.instances import unknown_table
 
@@ -34,6 +36,8 @@ class Some:
     """Several shards, each with the ranges of some keys."""
 
     ranges: Mapping[str, frozenset[int]]
+    #: the points of those ranges, by shard
+    points: Mapping[str, Multirange]
     plan: Plan
     merging: Merging
     version: int
@@ -97,12 +101,16 @@ def find_target(
             raise refusal(plan.local)
         each = {shard: frozenset(ids) for shard, ids in sorted(ranges.items())}
         plan = cluster.planner.exact(statement, params, plan)
-        return Some(each, plan, cluster.merging(statement), shard_map.version)
+        points = {shard: _points(shard_map, plan.root_keyspace, ids) for shard, ids in each.items()}
+        return Some(each, points, plan, cluster.merging(statement), shard_map.version)
     if ranges:
         shard, ids = next(iter(ranges.items()))
     else:
         # Only tables that are everywhere, or no key at all: IN ().
-        shard, ids = in_use[0] if in_use else random.choice(shard_map.shards() or tuple(cluster.directory.shards)), set()
+        shard, ids = (
+            in_use[0] if in_use else random.choice(shard_map.shards() or tuple(cluster.directory.shards)),
+            set(),
+        )
     if plan.writes:
         refuse_second_writer(writer, shard)
     return Target(shard, frozenset(ids), plan.writes, shard_map.version)
@@ -117,6 +125,11 @@ def _everywhere(cluster: Cluster, statement: Any, plan: Plan, homes: Iterable[st
     if plan.local is not None:
         raise refusal(f"{plan.local}, and {plan.unbound}")
     return Everywhere(plan, cluster.merging(statement), cluster.map.version)
+
+
+def _points(shard_map: ShardMap, keyspace: str, ids: Iterable[int]) -> Multirange:
+    wanted = set(ids)
+    return Multirange(tuple((one.lo, one.hi) for one in shard_map.ranges_of(keyspace) if one.id in wanted))
 
 
 def home_of(home: str | None, table: str) -> str:

@@ -189,7 +189,6 @@ class GuardedConnection(psycopg.Connection[Any]):
 
     # ------------------------------------------------------------------ generators
 
-
     def _get_tx_start_command(self) -> bytes:
         # Under a level that keeps its snapshot, enter() locks the range's row, which a READ ONLY transaction may not:
         # it becomes read-only behind the check.

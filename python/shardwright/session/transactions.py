@@ -1,0 +1,184 @@
+"""The transactions that a routed session has open, one a shard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from sqlalchemy.engine import Connection
+from sqlalchemy.orm import Session
+
+from shardwright.session import opening
+from shardwright.session.faults import translate
+from shardwright.session.pinned import forget_connections
+from shardwright.session.scatter import in_parallel
+from shardwright.session.targets import one_shard_only
+from shardwright.session.wire import GuardedConnection
+
+if TYPE_CHECKING:
+    from shardwright.session.session import ShardSession
+
+
+class ShardTransactions:
+    """Opens them, enters ranges in them, and knows which one has written.
+
+    Args:
+        session: whose.
+        strict: check each range's ownership before it is used.
+        options: execution options of the transactions.
+    """
+
+    def __init__(self, session: ShardSession, strict: bool, options: dict[str, Any]) -> None:
+        self._session = session
+        self._cluster = session.cluster
+        self._strict = strict
+        self._options = options
+        #: BEGIN and the check may travel with the first statement
+        self.ahead = False
+        self._engines: dict[str, opening.SessionEngine] = {}
+        self._open: dict[str, Connection] = {}
+        self._ready: dict[str, Connection] = {}
+        self._wanted: dict[str, set[int]] = {}
+
+    def engine(self, shard: str) -> opening.SessionEngine:
+        """The session's engine for a shard."""
+        parent = self._cluster.engine(shard)
+        found = self._engines.get(shard)
+        if found is None or (found.parent is not parent and not self.is_open(shard)):
+            found = self._engines[shard] = opening.SessionEngine(parent, self._connect)
+        return found
+
+    def enter(self, shard: str, ranges: Iterable[int]) -> opening.SessionEngine:
+        """Let the next statement on a shard enter ranges, together with BEGIN where it is the first.
+
+        Args:
+            shard: the shard's name.
+            ranges: ids of ranges.
+        """
+        wanted = set(ranges) if self._strict else set()
+        if self.is_open(shard):
+            self.driver(shard).want(wanted)
+        else:
+            self._wanted[shard] = wanted
+        return self.engine(shard)
+
+    def is_open(self, shard: str) -> bool:
+        """Whether a transaction is open on a shard."""
+        connection = self._open.get(shard)
+        if connection is None:
+            return False
+        if connection.closed or connection.invalidated or not connection.in_transaction():
+            del self._open[shard]
+            return False
+        return True
+
+    def in_use(self) -> list[str]:
+        """Shards with an open transaction, the one that was written on first."""
+        found = [shard for shard in list(self._open) if self.is_open(shard)]
+        return sorted(found, key=lambda shard: not self.driver(shard).wrote)
+
+    def writer(self) -> str | None:
+        """The shard that was written on, or None."""
+        return next((shard for shard in list(self._open) if self.is_open(shard) and self.driver(shard).wrote), None)
+
+    def connection(self, shard: str) -> Connection:
+        """The connection of a shard whose transaction is open."""
+        return self._open[shard]
+
+    def driver(self, shard: str) -> GuardedConnection:
+        """The psycopg connection of a shard whose transaction is open."""
+        return opening.driver_of(self._open[shard])
+
+    def forget(self, shard: str) -> None:
+        """Give a shard's connection back, on which nothing has run yet."""
+        connection = self._open.pop(shard, None)
+        if connection is not None:
+            forget_connections(self._session, connection)
+
+    @contextmanager
+    def beginning_with(self, options: dict[str, Any]) -> Iterator[None]:
+        """Let transactions that begin meanwhile have options of their own."""
+        before, self._options = self._options, self._options | options
+        try:
+            yield
+        finally:
+            self._options = before
+
+    def open_all(self, wanted: Mapping[str, Iterable[int]], *, whole: bool) -> list[str]:
+        """Have a transaction on each of some shards, with its ranges or the whole shard entered, all at the same time.
+
+        Args:
+            wanted: ids of ranges, by shard.
+            whole: enter the shards as wholes.
+
+        Returns:
+            The shards on which a transaction was begun for it.
+        """
+        new = [shard for shard in sorted(wanted) if not self.is_open(shard)]
+        made: dict[str, Connection] = {}
+        try:
+            # One after the other and in one order: two sessions cannot wait for each other's pools in a circle.
+            for shard in new:
+                made[shard] = self.engine(shard).checkout(self._options)
+            in_parallel(
+                self._cluster,
+                [self._opener(shard, made.get(shard), set(wanted[shard]), whole) for shard in sorted(wanted)],
+            )
+        except BaseException:
+            for connection in made.values():
+                connection.close()
+            raise
+        for shard, connection in made.items():
+            self._ready[shard] = connection
+            Session._connection_for_bind(self._session, self.engine(shard))
+        return new
+
+    def before_commit(self) -> None:
+        """Only one shard may have been written on, by whatever means; the others' COMMITs decide nothing.
+
+        Raises:
+            CrossShardTransaction: two have.
+        """
+        drivers = {shard: self.driver(shard) for shard in self.in_use()}
+        if len(drivers) < 2:
+            return
+        for driver in drivers.values():
+            # Under the other levels the check itself takes a number.
+            if not driver.wrote and not driver.takes_snapshot and driver.ask_xact_id() is not None:
+                driver.wrote = True
+        writers = [shard for shard, driver in drivers.items() if driver.wrote]
+        if len(writers) > 1:
+            raise one_shard_only(writers)
+        for driver in drivers.values():
+            driver.only_read = not driver.wrote
+
+    def _connect(self, engine: opening.SessionEngine) -> Connection:
+        """What SQLAlchemy calls: begins with the ranges that are wanted; what was opened in advance is handed over."""
+        shard = opening.shard_of(engine)
+        connection = self._ready.pop(shard, None)
+        if connection is None:
+            connection = engine.checkout(self._options)
+            opening.begin(connection, self._wanted.pop(shard, ()), ahead=self.ahead)
+        self._open[shard] = connection
+        return connection
+
+    def _opener(self, shard: str, new: Connection | None, ranges: set[int], whole: bool) -> Callable[[], None]:
+        ranges = ranges if self._strict else set()
+
+        def enter() -> None:
+            if new is not None:
+                opening.begin(new, ranges, ahead=False, whole=whole)
+                return
+            driver = self.driver(shard)
+            try:
+                driver.want(ranges)
+                if whole and driver.served is None:
+                    driver.enter_all()
+                elif not driver.has_begun:
+                    driver.begin()
+            except psycopg.Error as error:
+                raise translate(shard, error, driver) or error from error
+
+        return enter
