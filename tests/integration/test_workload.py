@@ -14,8 +14,8 @@ import psycopg
 import pytest
 
 from shardwright import engines
-from shardwright.catalog import maps, roster, shards
-from shardwright.reshard import fence, operate
+from shardwright.catalog import guards, maps, roster, shards
+from shardwright.reshard import operate
 from shardwright.testing import checker, history, sample
 from shardwright.testing.checker import Verdict
 from shardwright.testing.clusters import make_ready
@@ -106,9 +106,10 @@ def test_a_sound_operation_passes(running: Callable[..., Any]) -> None:
 
 def test_guards_that_stay_as_they_were_are_caught(running: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """A client without the library goes on being acknowledged where the rows no longer live."""
-    monkeypatch.setattr(fence, "sync_guards", lambda *_: None)
     with running("direct") as on:
         operation, _ = on.start()
+        operate.drive(on.dsn, operation, "verified")
+        monkeypatch.setattr(guards, "replace", lambda *_, **__: None)
         operate.drive(on.dsn, operation, "switched")
         on.wait_for("direct", 100)
         verdict = on.judge()

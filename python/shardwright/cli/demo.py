@@ -16,7 +16,7 @@ from shardwright.cli.app import DEFAULTS, Answer, Common
 from shardwright.cli.output import Output, Part, bad, good
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress
 
     from shardwright.demo.operator import Audience
     from shardwright.demo.report import Result
@@ -87,40 +87,30 @@ class _Lines:
 
 
 class _Screen:
-    """Tells people at a terminal: the stage that runs has a spinner, a clock and the operation's progress."""
+    """Tells people at a terminal: stages and facts go by, and the last line lives."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._current: TaskID | None = None
-        self._text = ""
+        self._started = time.monotonic()
+        self._live = progress.add_task("", total=None)
 
     def stage(self, text: str) -> None:
-        self.end()
-        self._text = text
-        self._current = self._progress.add_task(text, total=None)
+        at = f"[{time.monotonic() - self._started:5.1f} s]"
+        self._progress.console.print(f"{at} {text}", style="bold", highlight=False, markup=False)
+        self._progress.reset(self._live, description="")
 
     def fact(self, text: str) -> None:
-        self._progress.console.print(f"    {text}", style="dim", highlight=False, markup=False)
+        self._progress.console.print(f"          {text}", style="dim", highlight=False, markup=False)
 
     def status(self, now: Status) -> None:
-        if self._current is None:
-            return
         done, total = now.rows_done, sum(move.rows_total for move in now.moves)
         switched, batches = sum(m.batches_switched for m in now.moves), sum(m.batches for m in now.moves)
         more = {
-            "copying": f"{done:,} of {total:,} rows",
-            "switching": f"{switched} of {batches} batches",
-            "reverting": f"{switched} of {batches} batches left",
+            "copying": f": {done:,} of {total:,} rows",
+            "switching": f": {switched} of {batches} batches",
+            "reverting": f": {batches - switched} of {batches} batches",
         }.get(now.phase, "")
-        self._progress.update(self._current, description=f"{self._text}  [cyan]{now.phase} {more}[/cyan]")
-
-    def end(self) -> None:
-        """The running stage is over: its line stays, without the spinner."""
-        if self._current is not None:
-            task = self._progress.tasks[-1]
-            self._progress.console.print(f"[green]done[/green] {self._text} [dim]{task.elapsed or 0:.1f} s[/dim]")
-            self._progress.remove_task(self._current)
-            self._current = None
+        self._progress.update(self._live, description=f"{now.phase}{more}")
 
 
 @contextmanager
@@ -131,8 +121,7 @@ def _audience(output: Output) -> Iterator[Audience]:
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
-        screen = _Screen(progress)
-        yield screen
-        screen.end()
+    columns = SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False)
+    console = Console(file=sys.stderr)
+    with Progress(*columns, console=console, transient=True, refresh_per_second=4) as progress:
+        yield _Screen(progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import subprocess
 import sys
 import threading
@@ -23,8 +24,8 @@ from shardwright.testing.workload import Workload
 
 #: How long one phase may take before the demo gives up.
 PATIENCE_S = 120.0
-#: Seconds between two rounds of idle transactions: time for a fence to find nobody at work. Most of the time some are
-#: open, so that most batches have to wait for some.
+#: Seconds between the first two rounds of idle transactions, in which a fence may find nobody at work: so short that most
+#: batches have to wait for a round. Each further pause is longer by as much, so that a slow machine gets on too.
 GAP_S = 0.3
 
 
@@ -134,9 +135,10 @@ class Operator:
 
         def rounds() -> None:
             try:
-                while not stop.is_set():
+                for number in itertools.count(1):
                     self._workload.idle_round(shard, keys, first.set)
-                    stop.wait(GAP_S)
+                    if stop.wait(GAP_S * number):
+                        return
             finally:
                 first.set()
 
