@@ -17,13 +17,14 @@ import sqlalchemy as sa
 from fix_catalog import BY_USER, Found
 from fix_servers import Postgres
 from shardwright import engines
-from shardwright.catalog import adoption, locking, models, roster, tables
+from shardwright.catalog import adoption, keyspaces, locking, models, roster, shards, tables
 from shardwright.catalog.adoption import Wanted
 from shardwright.errors import (
     BadDeclaration,
     LockTimeout,
     MisplacedRows,
     OperationConflict,
+    UnfitServer,
     UnfitTable,
     UnknownKeyspace,
     UnknownShard,
@@ -118,6 +119,7 @@ def test_a_run_that_broke_off_before_the_catalog_knew(
                     raise KeyboardInterrupt
 
             broken.setattr(f"shardwright.catalog.adoption.{place}", break_off)
+            broken.setattr("shardwright.catalog.adoption._take_back", lambda *_: None)  # as after a kill -9
             with pytest.raises(KeyboardInterrupt):
                 adoption.adopt(cluster.catalog, wanted)
         assert tables.list_tables(cluster.catalog) == []
@@ -198,6 +200,65 @@ def test_not_while_an_operation_is_live(found: Callable[..., Found]) -> None:
     cluster.catalog.execute("INSERT INTO shardwright.operations (request) VALUES ('{}')")
     with pytest.raises(OperationConflict, match="operation 1 is live"):
         cluster.adopt("t")
+
+
+def test_an_interrupted_run_takes_back_what_it_made(
+    found: Callable[..., Found], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = found(2)
+    cluster.shard("s1").execute("CREATE TABLE t (user_id bigint PRIMARY KEY); CREATE TABLE r (id int PRIMARY KEY)")
+    cluster.shard("s1").execute("INSERT INTO r VALUES (1)")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    wanted = [Wanted("public", "t", BY_USER), Wanted("public", "r", Declaration("reference"))]
+    for place in ("check_rows", "references.subscribe"):
+        with monkeypatch.context() as interrupted:
+            interrupted.setattr(f"shardwright.catalog.adoption.{place}", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                adoption.adopt(cluster.catalog, wanted)
+        assert ours(cluster, "s1", "s2") == []
+        assert cluster.ask("s2", "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == 0
+        for shard in ("s1", "s2"):
+            assert cluster.ask(shard, "SELECT count(*) FROM pg_publication") == 0
+    adoption.adopt(cluster.catalog, wanted)
+
+
+def test_a_role_that_may_not(found: Callable[..., Found]) -> None:
+    """A role with REPLICATION that owns database and tables is enough, but for subscriptions; nothing is left of those."""
+    cluster = found(2, joined=0, keyspace=None)
+    role = f"app_{cluster.catalog.info.backend_pid}"
+    admin = {name: cluster.shard(name) for name in ("s1", "s2")}
+    admin["s1"].execute(f"CREATE ROLE {role} LOGIN REPLICATION".encode())
+    try:
+        for name, connection in admin.items():
+            dsn = cluster.dsns.shards[name].replace("postgres@", f"{role}@")
+            with pytest.raises(UnfitServer, match=f"shard {name}: our role may not"):
+                shards.add_shard(cluster.catalog, name, dsn)
+            database = connection.info.dbname
+            connection.execute(f"ALTER DATABASE {database} OWNER TO {role}".encode())
+            shards.add_shard(cluster.catalog, name, dsn)
+        keyspaces.create_keyspace(cluster.catalog, "users")
+        admin["s1"].execute("CREATE TABLE theirs (user_id bigint PRIMARY KEY)")
+        admin["s1"].execute(f"SET ROLE {role}".encode())
+        admin["s1"].execute("CREATE TABLE public.t (user_id bigint PRIMARY KEY)")
+        admin["s1"].execute("CREATE TABLE public.r (id int PRIMARY KEY)")
+        admin["s1"].execute("RESET ROLE")
+        cluster.adopt("t")
+        with pytest.raises(UnfitServer, match="our role may not do this: permission denied for table theirs"):
+            cluster.adopt("theirs")
+        with pytest.raises(UnfitServer, match="subscription"):
+            cluster.adopt("r", kind="reference")
+        slots = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()"
+        assert (cluster.ask("s1", slots), cluster.ask("s1", "SELECT count(*) FROM pg_publication")) == (0, 0)
+        assert {row[0] for row in ours(cluster, "s1", "s2") if row[1]} == {"t"}
+    finally:
+        for name in admin:
+            admin[name].execute("RESET ROLE")
+            admin[name].execute(f"ALTER DATABASE {admin[name].info.dbname} OWNER TO postgres".encode())
+            admin[name].execute(f"DROP OWNED BY {role} CASCADE".encode())
+        admin["s1"].execute(f"DROP ROLE {role}".encode())
 
 
 def test_whoever_holds_the_lock_is_named(found: Callable[..., Found], monkeypatch: pytest.MonkeyPatch) -> None:

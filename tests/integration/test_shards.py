@@ -16,11 +16,13 @@ from shardwright.errors import (
     CatalogNewer,
     ClusterInUse,
     LockTimeout,
+    MisplacedRows,
     NotPrimary,
     PasswordMissing,
     SameServer,
     SecretInConninfo,
     UnfitServer,
+    UnfitTable,
     UnknownShard,
 )
 from shardwright.servers import Endpoint, Server
@@ -244,6 +246,30 @@ def test_a_server_that_is_gone_for_good_is_forgotten(
     assert [shard.name for shard in shards.list_shards(cluster.catalog)] == ["s1"]
     slots = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()"
     assert cluster.ask("s1", slots) == 0
+
+
+def test_a_shard_that_cannot_have_a_table_is_left_as_it_was(found: Callable[..., Found]) -> None:
+    cluster = found(2, joined=1)
+    cluster.shard("s1").execute(
+        "CREATE TABLE r (id int PRIMARY KEY); CREATE TABLE t (user_id bigint PRIMARY KEY, n int)"
+    )
+    cluster.adopt("r", kind="reference")
+    cluster.adopt("t")
+    cluster.shard("s2").execute("CREATE TABLE t (user_id bigint PRIMARY KEY)")
+    with pytest.raises(UnfitTable, match="column n: integer / absent"):
+        cluster.add("s2")
+    cluster.shard("s2").execute("ALTER TABLE t ADD n int; INSERT INTO t VALUES (1, 1)")
+    with pytest.raises(MisplacedRows):
+        cluster.add("s2")
+    assert [shard.name for shard in shards.list_shards(cluster.catalog)] == ["s1"]
+    for count in (
+        "FROM pg_trigger WHERE tgname LIKE '~%'",
+        "FROM pg_tables WHERE tablename = 'r'",
+        "FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid WHERE d.datname = current_database()",
+    ):
+        assert cluster.ask("s2", f"SELECT count(*) {count}") == 0
+    cluster.shard("s2").execute("DELETE FROM t")
+    cluster.add("s2")
 
 
 def test_adding_again_leaves_alone_what_an_operation_works_on(found: Callable[..., Found]) -> None:

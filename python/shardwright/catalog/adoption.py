@@ -7,6 +7,7 @@ shards as they were.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from dataclasses import dataclass, replace
 import psycopg
 
 from shardwright import errors
-from shardwright.catalog import ddl, fitness, maps, probe, references, roster, tables
+from shardwright.catalog import ddl, fitness, maps, privileges, probe, references, roster, tables
 from shardwright.catalog.created import is_created
 from shardwright.catalog.layout import Layout, find_layout
 from shardwright.catalog.roster import Shard
@@ -22,6 +23,8 @@ from shardwright.catalog.sites import Site, check_rows, guard_state, open_sites,
 from shardwright.catalog.tables import RegisteredTable
 from shardwright.routing.shard_map import ShardMap
 from shardwright.routing.tables import Declaration
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def adopt(catalog: psycopg.Connection, wanted: Sequence[Wanted]) -> list[Registe
         OperationConflict: an operation is live.
         LockTimeout: an application's transactions did not let us have a lock.
     """
-    with roster.changing(catalog), ExitStack() as stack:
+    with roster.changing(catalog), ExitStack() as stack, privileges.needed("a shard"):
         roster.refuse_live_operations(catalog, "registering tables")
         shard_map, cluster = maps.load_map(catalog), roster.cluster_id(catalog)
         sites = open_sites(stack, roster.list_shards(catalog))
@@ -74,28 +77,37 @@ def adopt(catalog: psycopg.Connection, wanted: Sequence[Wanted]) -> list[Registe
             _check_fit(table, layouts, sites, shard_map)
         _check_neighbours(planned, known, sites)
         try:
-            for table in planned:
-                for site in sites.values():
-                    if table.is_on(site.shard.name):
-                        put(site, table, shard_map)
-            for table in planned:
-                for site in sites.values():
-                    if table.is_on(site.shard.name):
-                        ddl.build_foreign_keys(site.connection, table.layout)
-                        check_rows(site, table, shard_map, cluster)
-        except (errors.ShardwrightError, psycopg.Error):
-            for site in sites.values():
-                undo(site)
-            raise
-        try:
+            _put_all(planned, sites, shard_map, cluster)
             connect_references(cluster, sites, [*known, *planned])
-        except errors.ShardwrightError as error:
-            error.durable_change = True  # tables and guards are in place; the next run goes on from there
+        except BaseException:
+            _take_back(cluster, sites, known)
             raise
         with catalog.transaction():
             for table in planned:
                 tables.record(catalog, table)
         return planned
+
+
+def _put_all(planned: Sequence[RegisteredTable], sites: Mapping[str, Site], shard_map: ShardMap, cluster: str) -> None:
+    for table in planned:
+        for site in sites.values():
+            if table.is_on(site.shard.name):
+                put(site, table, shard_map)
+    for table in planned:
+        for site in sites.values():
+            if table.is_on(site.shard.name):
+                ddl.build_foreign_keys(site.connection, table.layout)
+                check_rows(site, table, shard_map, cluster)
+
+
+def _take_back(cluster: str, sites: Mapping[str, Site], known: Sequence[RegisteredTable]) -> None:
+    """After a refusal: streams carry the tables that were known before, and what was made is gone."""
+    try:
+        connect_references(cluster, sites, known)
+    except (errors.ShardwrightError, psycopg.Error) as error:
+        _log.warning("the reference tables' streams were not set back: %s", error)
+    for site in sites.values():
+        undo(site)
 
 
 def plan(
@@ -150,14 +162,20 @@ def equip(catalog: psycopg.Connection, shard: Shard) -> None:
             for table in ours:
                 ddl.build_foreign_keys(here.connection, table.layout)
                 check_rows(here, table, shard_map, cluster)
-        except (errors.ShardwrightError, psycopg.Error):
+            connect_references(cluster, sites, known)
+        except BaseException:
+            home = next((sites[str(table.home_shard)] for table in known if table.kind == "reference"), None)
+            if home is not None and home is not here:
+                name = references.subscription_name(cluster, shard.name)
+                references.unsubscribe(here.connection, home.connection, name)
             undo(here)
             raise
-        connect_references(cluster, sites, known)
 
 
 def connect_references(cluster: str, sites: Mapping[str, Site], known: Iterable[RegisteredTable]) -> None:
     """Make the reference tables' publication on their home and the other shards' subscriptions, as far as missing.
+
+    Without any reference table there is neither.
 
     Args:
         cluster: the cluster's id.
@@ -166,6 +184,12 @@ def connect_references(cluster: str, sites: Mapping[str, Site], known: Iterable[
     """
     wanted = {(table.schema_name, table.table_name): table for table in known if table.kind == "reference"}
     if not wanted:
+        for site in sites.values():
+            for home in sites.values():
+                references.unsubscribe(
+                    site.connection, home.connection, references.subscription_name(cluster, site.shard.name)
+                )
+            references.publish(site.connection, cluster, [])
         return
     home = sites[str(next(iter(wanted.values())).home_shard)]
     references.publish(home.connection, cluster, list(wanted))

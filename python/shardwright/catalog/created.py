@@ -49,13 +49,14 @@ def make_schema(connection: psycopg.Connection, schema: str) -> None:
         note(connection, "schema", schema, "")
 
 
-def drop_table(connection: psycopg.Connection, schema: str, table: str) -> bool:
+def drop_table(connection: psycopg.Connection, schema: str, table: str, *, even_with_rows: bool = False) -> bool:
     """Drop a table that we made, where it has no rows.
 
     Args:
         connection: to the shard.
         schema: its schema.
         table: its name.
+        even_with_rows: True where the rows are known to be copies.
 
     Returns:
         Whether it is gone.
@@ -67,7 +68,7 @@ def drop_table(connection: psycopg.Connection, schema: str, table: str) -> bool:
             name = sql.Identifier(schema, table)
             connection.execute("SET LOCAL lock_timeout = '5s'")
             connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(name))
-            if probe.has_rows(connection, schema, table):
+            if not even_with_rows and probe.has_rows(connection, schema, table):
                 return False
             if not _drop(connection, sql.SQL("DROP TABLE {}").format(name)):
                 return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import psycopg
 
 from shardwright import engines, errors
-from shardwright.catalog import migrations, roster
+from shardwright.catalog import migrations, privileges, roster
 
 _OLDEST = 15
 
@@ -29,8 +29,10 @@ def found(catalog: psycopg.Connection) -> dict[str, list[int]]:
         raise errors.UnfitServer(
             f"the catalog's server is PostgreSQL {major}, which is too old", fix=f"use PostgreSQL {_OLDEST} or newer"
         )
-    applied = {"catalog": migrations.apply(catalog, "catalog")}
+    with privileges.needed("the catalog"):
+        applied = {"catalog": migrations.apply(catalog, "catalog")}
     for shard in roster.list_shards(catalog):
-        with engines.connect_shard(shard, "shardwright init") as connection:
-            applied[f"shard {shard.name}"] = migrations.apply(connection, "shard")
+        what = f"shard {shard.name}"
+        with engines.connect_shard(shard, "shardwright init") as connection, privileges.needed(what):
+            applied[what] = migrations.apply(connection, "shard")
     return applied

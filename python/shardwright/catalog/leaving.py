@@ -8,7 +8,7 @@ import psycopg
 from psycopg import sql
 
 from shardwright import engines, errors
-from shardwright.catalog import references, roster, sites, tables
+from shardwright.catalog import privileges, references, roster, sites, tables
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def leave(catalog: psycopg.Connection) -> Left:
         known = tables.list_tables(catalog)
         prefix = references.publication_name(roster.cluster_id(catalog)).removesuffix("ref")
         for shard in shards:
-            with engines.connect_shard(shard, "shardwright leave") as there:
+            with engines.connect_shard(shard, "shardwright leave") as there, privileges.needed(f"shard {shard.name}"):
                 _drop_streams(there, prefix)
                 sites.clear(there, known, drop_tables=False)
     catalog.execute("DROP SCHEMA shardwright CASCADE")

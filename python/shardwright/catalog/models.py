@@ -56,24 +56,35 @@ def register(catalog: psycopg.Connection, metadata: MetaData) -> Registration:
             fix='__table_args__ = {"info": sharded_by("user_id", keyspace="users")}, or reference(), or global_on("s1")',
         )
     _check_foreign_keys(declared)
+    with roster.changing(catalog):
+        return _register(catalog, metadata, declared, tuple(undeclared))
+
+
+def _register(
+    catalog: psycopg.Connection,
+    metadata: MetaData,
+    declared: Sequence[tuple[Table, Declaration]],
+    undeclared: tuple[str, ...],
+) -> Registration:
     shards = roster.list_shards(catalog)
     if not shards:
         raise errors.UnknownShard("the cluster has no shard yet", fix="shardwright shard add NAME DSN")
     schema = _default_schema(shards[0])
     wanted = [adoption.Wanted(table.schema or schema, table.name, declaration) for table, declaration in declared]
     # What adoption would refuse is refused before anything is made.
+    roster.refuse_live_operations(catalog, "registering tables")
     adoption.plan(catalog, wanted)
     made: list[tuple[Shard, str, str]] = []
     try:
         for base, some in _by_base(declared, shards):
             made += _make(base, metadata, _missing(some, shards, schema), schema)
         adopted = adoption.adopt(catalog, wanted)
-    except errors.ShardwrightError:
+    except BaseException:
         for base, in_schema, name in reversed(made):
             with engines.connect_shard(base, "shardwright tables") as connection:
                 created.drop_table(connection, in_schema, name)
         raise
-    return Registration(tuple(adopted), tuple(f"{place}.{name}" for _, place, name in made), tuple(undeclared))
+    return Registration(tuple(adopted), tuple(f"{place}.{name}" for _, place, name in made), undeclared)
 
 
 def _check_foreign_keys(declared: Sequence[tuple[Table, Declaration]]) -> None:

@@ -110,26 +110,36 @@ def subscribe(
 
     Raises:
         StreamStalled: the slot could not be made: a transaction on the home's server stays open.
+        CannotConnect: the other shard's server cannot reach the home. No slot is left.
     """
     name = subscription_name(cluster, shard.name)
     if _has_subscription(there, name):
         # A crash between slot and subscription leaves none of these: the subscription is made last.
-        there.execute(
-            sql.SQL("ALTER SUBSCRIPTION {} REFRESH PUBLICATION WITH (copy_data = true)").format(sql.Identifier(name))
-        )
+        identifier = sql.Identifier(name)
+        there.execute(sql.SQL("ALTER SUBSCRIPTION {} ENABLE").format(identifier))
+        there.execute(sql.SQL("ALTER SUBSCRIPTION {} REFRESH PUBLICATION WITH (copy_data = true)").format(identifier))
         return
     _make_slot(home, home_shard, name)
-    there.execute(
-        sql.SQL(
-            "CREATE SUBSCRIPTION {} CONNECTION {} PUBLICATION {} WITH (create_slot = false, slot_name = {}, "
-            "copy_data = true, enabled = true, streaming = off, disable_on_error = true)"
-        ).format(
-            sql.Identifier(name),
-            sql.Literal(engines.subscription_conninfo(home_shard)),
-            sql.Identifier(publication_name(cluster)),
-            sql.Literal(name),
-        )
+    statement = sql.SQL(
+        "CREATE SUBSCRIPTION {} CONNECTION {} PUBLICATION {} WITH (create_slot = false, slot_name = {}, "
+        "copy_data = true, enabled = true, streaming = off, disable_on_error = true)"
+    ).format(
+        sql.Identifier(name),
+        sql.Literal(engines.subscription_conninfo(home_shard)),
+        sql.Identifier(publication_name(cluster)),
+        sql.Literal(name),
     )
+    try:
+        there.execute(statement)
+    except psycopg.Error as error:
+        drop_slot(home, name)  # unread, it would keep the home's WAL for ever
+        if isinstance(error, psycopg.errors.InsufficientPrivilege):
+            raise
+        raise errors.CannotConnect(
+            f"shard {shard.name} cannot subscribe to shard {home_shard.name}: {engines.redact(str(error).strip())}",
+            fix="its server must reach the home shard: give that one a --replication-dsn, and let it in by pg_hba.conf",
+            shard=shard.name,
+        ) from None
 
 
 def unsubscribe(there: psycopg.Connection, home: psycopg.Connection | None, name: str) -> None:

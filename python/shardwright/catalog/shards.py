@@ -11,7 +11,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from shardwright import engines, errors
-from shardwright.catalog import adoption, migrations, references, roster, sites, tables
+from shardwright.catalog import adoption, migrations, privileges, references, roster, sites, tables
 from shardwright.catalog.roster import Shard, get_shard, list_shards
 
 __all__ = ["Shard", "list_shards", "get_shard", "add_shard", "remove_shard"]
@@ -78,7 +78,7 @@ def add_shard(
     if replication_conninfo is not None:
         replication_conninfo = engines.without_secret(replication_conninfo)
     wanted = Shard(name, conninfo, replication_conninfo, region, weight)
-    with engines.connect_shard(wanted, "shardwright shard add") as there:
+    with engines.connect_shard(wanted, "shardwright shard add") as there, privileges.needed(f"shard {name}"):
         facts = _examine(there, name)
         shard = Shard(
             name,
@@ -120,7 +120,7 @@ def remove_shard(catalog: psycopg.Connection, name: str, *, forget: bool = False
         ClusterInUse: it owns points, is the home of tables, or a live operation works on it.
         CannotConnect, PasswordMissing, NotPrimary: it cannot be reached; nothing was changed.
     """
-    with roster.changing(catalog), ExitStack() as stack:
+    with roster.changing(catalog), ExitStack() as stack, privileges.needed(f"shard {name}"):
         shard = get_shard(catalog, name)
         _refuse_use(catalog, shard)
         known = tables.list_tables(catalog)

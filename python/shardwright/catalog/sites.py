@@ -13,7 +13,6 @@ from psycopg import sql
 
 from shardwright import engines, errors
 from shardwright.catalog import created, ddl, guards, locking, probe, references
-from shardwright.catalog.layout import Layout
 from shardwright.catalog.roster import Shard
 from shardwright.catalog.tables import RegisteredTable
 from shardwright.routing.multirange import Multirange
@@ -32,7 +31,7 @@ class Site:
 
     shard: Shard
     connection: psycopg.Connection
-    made: list[Layout] = field(default_factory=list)
+    made: list[RegisteredTable] = field(default_factory=list)
     guarded: list[RegisteredTable] = field(default_factory=list)
 
 
@@ -68,7 +67,7 @@ def put(site: Site, table: RegisteredTable, shard_map: ShardMap) -> None:
             ddl.build_keys(connection, layout)
             created.note(connection, "table", layout.schema, layout.table)
     if made:
-        site.made.append(layout)
+        site.made.append(table)
     if not table.is_guarded_on(site.shard.name):
         return
     guarded = table.guarded(shard_map)
@@ -186,8 +185,10 @@ def undo(site: Site) -> None:
         for table in site.guarded:
             name = (table.schema_name, table.table_name)
             locking.patiently(site.connection, [name], partial(remove_guards, site.connection, table), readers=True)
-        for layout in reversed(site.made):
-            created.drop_table(site.connection, layout.schema, layout.table)
+        for table in reversed(site.made):
+            # What a reference table got, it got from its home.
+            filled = table.kind == "reference"
+            created.drop_table(site.connection, table.schema_name, table.table_name, even_with_rows=filled)
     except (errors.ShardwrightError, psycopg.Error) as error:
         _log.warning("shard %s keeps what was made there: %s", site.shard.name, error)
 
