@@ -184,8 +184,9 @@ class Shop:
 
     def open(self, range_id: int, target: str) -> None:
         """The new owner begins to serve a range."""
-        self.shard(target).execute("UPDATE shardwright.ranges SET state = 'open' WHERE id = %s", (range_id,))
-        self._guard(target)
+        with self.shard(target).transaction():
+            self.shard(target).execute("UPDATE shardwright.ranges SET state = 'open' WHERE id = %s", (range_id,))
+            self._guard(target)
 
     def wait_for_references(self) -> None:
         """Until each shard has every row of the reference tables."""

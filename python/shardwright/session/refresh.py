@@ -104,7 +104,6 @@ class Router:
         self._stopping = threading.Event()
         self._read_at = 0.0
         self._down_until = 0.0
-        self._wake, self._woken = socket.socketpair()
         self._thread: threading.Thread | None = None
         try:
             with self._asking:
@@ -120,6 +119,7 @@ class Router:
         if mode != "never":
             # Idle from here on: the thread has a connection of its own.
             self._disconnect()
+            self._wake, self._woken = socket.socketpair()
             self._thread = threading.Thread(target=self._keep_fresh, name="shardwright-map", daemon=True)
             self._thread.start()
 
@@ -165,13 +165,13 @@ class Router:
         if self._stopping.is_set():
             return
         self._stopping.set()
-        self._wake.send(b"x")
         if self._thread is not None:
+            self._wake.send(b"x")
             self._thread.join(10)
+            self._wake.close()
+            self._woken.close()
         with self._asking:
             self._disconnect()
-        self._wake.close()
-        self._woken.close()
 
     # ------------------------------------------------------------------ the thread
 

@@ -103,6 +103,8 @@ class Routed:
 
     def before_commit(self) -> None:
         """The transaction is about to be committed."""
+        # What is pending may open another shard: look when it has.
+        self._session.flush()
         self._shards.before_commit()
 
     # ------------------------------------------------------------------ statements
