@@ -182,6 +182,8 @@ def test_range_keyspaces(sw: Callable[..., Ran]) -> None:
         (("table", "add", "a.b.c", "--key", "a"), 2, "SW109"),
         (("table", "add", "nothing", "--key", "a"), 2, "SW103"),
         (("table", "add", "t", "--key", "a", "--keyspace", "nothing"), 2, "SW102"),
+        (("table", "forget"), 2, "SW109"),
+        (("table", "forget", "nothing"), 2, "SW103"),
         (("route", "nothing", "1"), 2, "SW102"),
         (("route", "users"), 2, "SW109"),
         (("route", "users", "x"), 2, "SW106"),

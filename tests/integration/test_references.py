@@ -11,9 +11,9 @@ import pytest
 
 from fix_catalog import Found
 from shardwright import engines
-from shardwright.catalog import adoption, migrations, overview, references, roster, shards
+from shardwright.catalog import adoption, forgetting, keyspaces, migrations, overview, references, roster, shards
 from shardwright.catalog.adoption import Wanted
-from shardwright.errors import BadDeclaration, ClusterInUse, StreamStalled
+from shardwright.errors import BadDeclaration, ClusterInUse, StreamStalled, UnknownTable
 from shardwright.routing.tables import Declaration
 from shardwright.servers import Server
 
@@ -232,3 +232,44 @@ def test_shard_migrations_are_checked_by_status(found: Callable[..., Found]) -> 
         migrations.apply(connection, "shard")
     [state] = overview.look(cluster.catalog).shards
     assert state.state == "ok"
+
+
+def test_a_table_that_is_forgotten_goes_on_at_home(found: Callable[..., Found]) -> None:
+    cluster = found(2, keyspace=None)
+    for table in ("a", "b"):
+        cluster.shard("s1").execute(
+            f"CREATE TABLE {table} (id int PRIMARY KEY); INSERT INTO {table} VALUES (1)".encode()
+        )
+    cluster.adopt("a", "b", kind="reference")
+    synced(cluster, "s1", "s2")
+    assert forgetting.forget(cluster.catalog, [("public", "a")]) == {"public.a": "s1"}
+    assert cluster.ask("s2", "SELECT to_regclass('a')") is None
+    cluster.shard("s1").execute("INSERT INTO a VALUES (2); INSERT INTO b VALUES (2)")
+    synced(cluster, "s1", "s2")
+    assert rows(cluster, "s2", "b") == [(1,), (2,)]
+    forgetting.forget(cluster.catalog, [("public", "b")])
+    assert streams(cluster, "s1", "s2") == {"s1": (0, 0, 0), "s2": (0, 0, 0)}
+    # now it may have another home
+    with pytest.raises(UnknownTable):
+        forgetting.forget(cluster.catalog, [("public", "b")])
+    cluster.shard("s2").execute("CREATE TABLE b (id int PRIMARY KEY)")
+    cluster.shard("s1").execute("TRUNCATE b")
+    cluster.adopt("b", kind="reference", home="s2")
+    shards.remove_shard(cluster.catalog, "s1")
+
+
+def test_only_what_one_shard_has_is_forgotten(found: Callable[..., Found]) -> None:
+    cluster = found(2)
+    cluster.shard("s1").execute("CREATE TABLE t (user_id bigint PRIMARY KEY); CREATE TABLE w (id int PRIMARY KEY)")
+    cluster.adopt("t")
+    cluster.adopt("w", kind="global", home="s1")
+    assert forgetting.forget(cluster.catalog, [("public", "w")]) == {"public.w": "s1"}
+    with pytest.raises(ClusterInUse, match=r"public\.t are spread over s1, s2"):
+        forgetting.forget(cluster.catalog, [("public", "t")])
+    keyspaces.create_keyspace(cluster.catalog, "single", shards=["s2"])
+    cluster.shard("s2").execute("CREATE TABLE u (user_id bigint PRIMARY KEY); INSERT INTO u VALUES (1)")
+    cluster.adopt("u", kind="sharded", key_column="user_id", keyspace="single")
+    assert cluster.ask("s1", "SELECT to_regclass('u')::text") == "u"
+    forgetting.forget(cluster.catalog, [("public", "u")])
+    assert cluster.ask("s1", "SELECT to_regclass('u')") is None
+    cluster.shard("s2").execute("UPDATE u SET user_id = 2")

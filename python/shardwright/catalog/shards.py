@@ -243,7 +243,7 @@ def _refuse_use(catalog: psycopg.Connection, shard: Shard) -> None:
     if homed:
         raise errors.ClusterInUse(
             f"shard {shard.name} is the home of {', '.join(homed)}",
-            fix="drop those tables from the cluster first, or leave the cluster with this shard as the last",
+            fix=f"shardwright table forget {' '.join(homed)}, and register them with another home",
             shard=shard.name,
         )
 

@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 from sqlalchemy import MetaData
 
 from shardwright import errors
-from shardwright.catalog import adoption, models, overview, tables
+from shardwright.catalog import adoption, forgetting, models, overview, tables
 from shardwright.cli.app import DEFAULTS, Answer, Common
 from shardwright.cli.output import Table
 from shardwright.routing.tables import Declaration
@@ -95,6 +95,23 @@ def add(
         [_sentence(table, created=False) for table in done],
         next_steps=["shardwright table list"],
     )
+
+
+@app.command
+def forget(*names: str, common: Common = DEFAULTS) -> Answer:
+    """Undo the registration of tables whose rows are on one shard: there they go on as plain tables.
+
+    Copies that shardwright made on other shards are dropped.
+
+    Args:
+        names: table or schema.table.
+    """
+    if not names:
+        raise errors.BadOption("no table was named", fix="shardwright table forget --help")
+    with common.connect() as catalog:
+        kept = forgetting.forget(catalog, [tables.split_name(name) for name in names])
+    shown = [f"{table} is a plain table of shard {shard} now" for table, shard in kept.items()]
+    return Answer({"tables": kept}, shown, next_steps=["shardwright table list"])
 
 
 @app.command(name="list")
