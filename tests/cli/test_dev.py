@@ -145,7 +145,7 @@ def test_an_interrupted_start_leaves_nothing(
     if run.returncode == 0:  # it was through already
         assert moment == "started"
         return
-    assert run.returncode == 4
+    assert run.returncode == 4, err
     assert err.startswith("error[SW306] interrupted")
     assert "Traceback" not in err
     assert '"SW306"' in out

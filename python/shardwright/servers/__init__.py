@@ -5,7 +5,8 @@ from __future__ import annotations
 from shardwright.servers.binaries import find_binaries, server_version
 from shardwright.servers.cluster import LocalCluster
 from shardwright.servers.endpoint import Endpoint
-from shardwright.servers.server import Server, free_port, start_all, stop_all
+from shardwright.servers.ports import free_port
+from shardwright.servers.server import Server, start_all, stop_all
 
 __all__ = [
     "Endpoint",

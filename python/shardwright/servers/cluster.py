@@ -73,14 +73,6 @@ class LocalCluster:
         made = not place.exists()
         if not made and not place.is_dir():
             raise BadOption(f"{place} is no directory", fix="give --dir a new or an empty directory")
-        place.mkdir(parents=True, exist_ok=True)
-        claim = _claim(place)
-        if (place / _MARK).exists() and not (place / _FILE).exists():
-            _empty(place)  # a start that was killed left it half-made
-        if any(place.iterdir()):
-            os.close(claim)
-            raise BadOption(f"{place} is not empty", fix="give --dir a new or an empty directory")
-        (place / _MARK).touch()
 
         def server(name: str) -> Server:
             return Server(
@@ -88,7 +80,20 @@ class LocalCluster:
             )
 
         cluster = cls(place, server("catalog"), {name: server(name) for name in names(shards)})
-        cluster._made_directory, cluster._claim = made, claim
+        cluster._made_directory = made
+        place.mkdir(parents=True, exist_ok=True)
+        cluster._claim = _claim(place)
+        try:
+            if (place / _MARK).exists() and not (place / _FILE).exists():
+                _empty(place)  # a start that was killed left it half-made
+            if any(place.iterdir()):
+                raise BadOption(f"{place} is not empty", fix="give --dir a new or an empty directory")
+            (place / _MARK).touch()
+        except BaseException:
+            if not cluster.is_made:
+                cluster.purge()
+            os.close(cluster._claim)
+            raise
         return cluster
 
     @classmethod

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import re
 import signal
-import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from typing import Literal
 from shardwright.errors import ConflictError, UnfitServer
 from shardwright.servers import binaries, processes
 from shardwright.servers.endpoint import Endpoint
+from shardwright.servers.ports import free_port
 from shardwright.servers.watchdog import Watchdog
 
 #: What a shard needs, with room for many operations side by side. A user's own settings come after it.
@@ -86,6 +86,7 @@ class Server(Endpoint):
         self._process: subprocess.Popen[bytes] | None = None
         self._watchdog: Watchdog | None = None
         self._given_up = False
+        self._busy = threading.Lock()
 
     @property
     def data(self) -> Path:
@@ -212,8 +213,18 @@ class Server(Endpoint):
     # ------------------------------------------------------------ how it is done
 
     def _start(self, timeout: float) -> None:
-        self.create()
-        deadline = time.monotonic() + timeout
+        with self._busy:
+            if not self._given_up:
+                self.create()
+                self._start_somewhere(time.monotonic() + timeout)
+
+    def _give_up(self) -> None:
+        """Keep a start from beginning, or wait for the end of one that has begun."""
+        self._given_up = True
+        with self._busy:
+            pass
+
+    def _start_somewhere(self, deadline: float) -> None:
         while not self._given_up:
             if not self.port:
                 self.port = free_port()
@@ -340,9 +351,11 @@ def start_all(servers: Sequence[Server], timeout: float = 60.0) -> None:
             for start in starts:
                 start.result()
         except BaseException:
+            # The pool alone will not do: it does not know of a thread whose making was interrupted.
             for server in servers:
                 server._given_up = True
-            pool.shutdown(wait=True, cancel_futures=True)
+            for server in servers:
+                server._give_up()
             stop_all(servers, "immediate")
             raise
 
@@ -353,23 +366,6 @@ def stop_all(servers: Iterable[Server], mode: Literal["fast", "immediate"] = "fa
     with ThreadPoolExecutor(max_workers=max(1, len(servers))) as pool:
         for stop in [pool.submit(server.stop, mode) for server in servers]:
             stop.result()
-
-
-def free_port() -> int:
-    """A TCP port of this machine that nobody listens on.
-
-    It is taken below the range from which the system serves outgoing connections: else one of these could take a
-    stopped server's port before its restart.
-    """
-    low = 32768
-    with contextlib.suppress(OSError, ValueError):
-        low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    for _ in range(100):
-        port = random.SystemRandom().randrange(10240, low) if low > 11000 else 0
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return int(probe.getsockname()[1])
-    raise UnfitServer("no free TCP port was found on 127.0.0.1 in 100 tries")
 
 
 def _environment() -> dict[str, str]:
