@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import sql
 
-from shardwright import errors
+from shardwright import engines, errors
 from shardwright.catalog.roster import Shard
 from shardwright.reshard.world import World
 from shardwright.routing.multirange import Multirange
@@ -159,7 +159,7 @@ def subscribe(connection: psycopg.Connection, name: str, publisher: Shard) -> No
                 "copy_data = false, enabled = true, disable_on_error = true, streaming = off, two_phase = false)"
             ).format(
                 identifier,
-                sql.Literal(publisher.subscribers_conninfo),
+                sql.Literal(engines.subscription_conninfo(publisher)),
                 identifier,
                 sql.Literal(name),
             )
