@@ -156,7 +156,7 @@ def subscribe(connection: psycopg.Connection, name: str, publisher: Shard) -> No
         connection.execute(
             sql.SQL(
                 "CREATE SUBSCRIPTION {} CONNECTION {} PUBLICATION {} WITH (slot_name = {}, create_slot = false, "
-                "copy_data = false, enabled = true, disable_on_error = true, streaming = off, two_phase = false)"
+                "copy_data = false, enabled = true, disable_on_error = false, streaming = off, two_phase = false)"
             ).format(
                 identifier,
                 sql.Literal(engines.subscription_conninfo(publisher)),
@@ -244,6 +244,8 @@ class StreamHealth:
     lag_bytes: int | None
     #: Bytes of WAL that the slot keeps.
     kept_bytes: int | None
+    #: How often the apply worker failed; it tries again by itself.
+    apply_errors: int = 0
 
 
 def health(publisher: psycopg.Connection, subscriber: psycopg.Connection, name: str) -> StreamHealth:
@@ -256,12 +258,12 @@ def health(publisher: psycopg.Connection, subscriber: psycopg.Connection, name: 
     if row is None or row[0] == "lost":
         return StreamHealth("lost", None, None)
     enabled = subscriber.execute(
-        "SELECT s.subenabled FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid "
-        "WHERE s.subname = %s AND d.datname = current_database()",
+        "SELECT s.subenabled, t.apply_error_count FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid "
+        "LEFT JOIN pg_stat_subscription_stats t ON t.subid = s.oid WHERE s.subname = %s AND d.datname = current_database()",
         (name,),
     ).fetchone()
     state = "ok" if enabled is not None and enabled[0] else "stopped"
-    return StreamHealth(state, row[1], row[2])
+    return StreamHealth(state, row[1], row[2], enabled[1] or 0 if enabled is not None else 0)
 
 
 def round_trip(world: World, publisher: str, subscriber: str, name: str, seconds: float) -> float:
@@ -282,7 +284,8 @@ def round_trip(world: World, publisher: str, subscriber: str, name: str, seconds
         found = health(world.shard(publisher), target, name)
         if found.state != "ok" or time.monotonic() - started > seconds:
             raise errors.StreamStalled(
-                f"stream {name} from {publisher} to {subscriber} is {found.state}, {found.lag_bytes} bytes behind",
+                f"stream {name} from {publisher} to {subscriber} is {found.state}, {found.lag_bytes} bytes behind, "
+                f"with {found.apply_errors} failures of its apply worker",
                 fix=f"look at {subscriber}'s server log, mend the cause, then resume",
                 state=found.state,
             )
