@@ -150,7 +150,7 @@ class Shop:
         with self.shard(target).transaction():
             self.shard(target).execute(
                 "INSERT INTO shardwright.ranges (id, keyspace, points, state, map_version) "
-                "VALUES (%s, 'users', %s, 'importing', %s)",
+                "VALUES (%s, 'users', %s, 'importing', %s) ON CONFLICT (id) DO UPDATE SET state = 'importing'",
                 (route.range_id, f"[{found.lo},{found.hi})", route.map_version),
             )
         self.copy_rows(key, target)

@@ -59,10 +59,18 @@ class ShardTransactions:
         """
         wanted = set(ranges) if self._strict else set()
         if self.is_open(shard):
-            self.driver(shard).want(wanted)
+            self.driver(shard).want(self._not_served(shard, wanted))
         else:
             self._wanted[shard] = wanted
         return self.engine(shard)
+
+    def _not_served(self, shard: str, ranges: set[int]) -> set[int]:
+        """Ranges that are not held already because the shard was entered as a whole."""
+        served = self.driver(shard).served
+        if not served or not ranges:
+            return ranges
+        found = (self._cluster.map.range(one) for one in ranges)
+        return {one.id for one in found if one.keyspace not in served or one.points() - served[one.keyspace][0]}
 
     def is_open(self, shard: str) -> bool:
         """Whether a transaction is open on a shard."""
@@ -173,7 +181,7 @@ class ShardTransactions:
                 return
             driver = self.driver(shard)
             try:
-                driver.want(ranges)
+                driver.want(self._not_served(shard, ranges))
                 if whole and driver.served is None:
                     driver.enter_all()
                 elif not driver.has_begun:

@@ -16,20 +16,21 @@ from typing import Any
 
 import psycopg
 from psycopg import generators, pq
-from psycopg.abc import Params, PQGen, Query
+from psycopg.abc import PQGen
 from psycopg.rows import RowFactory, tuple_row
 
+from shardwright import errors
 from shardwright.routing.multirange import Multirange
+from shardwright.session.cursors import ASK_XID, GuardedCursor, GuardedServerCursor, raise_for
 
 _IDLE = pq.TransactionStatus.IDLE
+_IN_TRANSACTION = pq.TransactionStatus.INTRANS
 _FAILED = pq.TransactionStatus.INERROR
-_FATAL = pq.ExecStatus.FATAL_ERROR
-_ABORTED = pq.ExecStatus.PIPELINE_ABORTED
 
 # What cannot have written: only these leave out the question for the transaction's number.
 _READS = re.compile(r"\s*(?:SELECT|VALUES|TABLE|SHOW|FETCH|SAVEPOINT|RELEASE|ROLLBACK|SET)\b", re.IGNORECASE)
+_SAVEPOINT = re.compile(r"\s*(SAVEPOINT|ROLLBACK\s+(?:WORK\s+|TRANSACTION\s+)?TO)\b", re.IGNORECASE)
 _WRITES_INSIDE = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
-_ASK_XID = b"SELECT pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text"
 _ENTER_ALL = b"SELECT keyspace, owned::pg_catalog.text, strangers FROM shardwright.enter_all()"
 _SNAPSHOT_LEVELS = (psycopg.IsolationLevel.REPEATABLE_READ, psycopg.IsolationLevel.SERIALIZABLE)
 
@@ -72,6 +73,7 @@ class GuardedConnection(psycopg.Connection[Any]):
     def __init__(self, pgconn: pq.abc.PGconn, row_factory: RowFactory[Any] = tuple_row) -> None:
         super().__init__(pgconn, row_factory)
         self.cursor_factory = GuardedCursor
+        self.server_cursor_factory = GuardedServerCursor
         #: the server's timeline when this connection was opened; 0 when it could not be asked
         self.timeline = 0
         self.new_transaction(())
@@ -101,9 +103,18 @@ class GuardedConnection(psycopg.Connection[Any]):
 
         Args:
             ranges: ids of ranges; those that were entered already cost nothing.
+
+        Raises:
+            BadOption: the transaction is read-only by now, under a level whose check locks rows.
         """
         self._wanted.update(ranges)
         self._wanted -= self._entered
+        if self._wanted and self.has_begun and self._is_narrowed_later:
+            self._wanted = set()
+            raise errors.BadOption(
+                f"a READ ONLY transaction at {psycopg.IsolationLevel(self.isolation_level or 0).name} cannot go on to other keys",
+                fix="use READ COMMITTED, leave READ ONLY out, or a session for each key",
+            )
 
     @property
     def has_entered(self) -> bool:
@@ -139,14 +150,18 @@ class GuardedConnection(psycopg.Connection[Any]):
             rows = self.wait(self._enter_all_gen())
         self.served = {name: (Multirange.parse(owned), strangers == "t") for name, owned, strangers in rows}
 
-    def savepoint_opened(self) -> None:
-        """A savepoint was made: ranges entered from now on are lost when it is rolled back to."""
-        if self._outside_savepoints is None:
-            self._outside_savepoints = set(self._entered)
+    def note_savepoint(self, query: object) -> None:
+        """Follow savepoints: rolling back to one releases the locks of the ranges that were entered since.
 
-    def savepoint_undone(self) -> None:
-        """A savepoint was rolled back to: PostgreSQL has released the locks that were taken since."""
-        if self._outside_savepoints is not None:
+        Args:
+            query: the statement that has been executed.
+        """
+        if not isinstance(query, str) or not (found := _SAVEPOINT.match(query)):
+            return
+        if found[1][0] in "Ss":
+            if self._outside_savepoints is None:
+                self._outside_savepoints = set(self._entered)
+        elif self._outside_savepoints is not None:
             self._entered = set(self._outside_savepoints)
 
     def note_statement(self, query: object) -> None:
@@ -160,7 +175,7 @@ class GuardedConnection(psycopg.Connection[Any]):
 
     def ask_xact_id(self) -> int | None:
         """Ask the server for the transaction's number: None where it has written nothing yet."""
-        if self.xact_id is None and self.has_begun:
+        if self.xact_id is None and self.pgconn.transaction_status == _IN_TRANSACTION:
             with self.lock:
                 self.wait(self._ask_xid_gen())
         return self.xact_id
@@ -189,33 +204,40 @@ class GuardedConnection(psycopg.Connection[Any]):
 
     # ------------------------------------------------------------------ generators
 
-    def _get_tx_start_command(self) -> bytes:
-        # Under a level that keeps its snapshot, enter() locks the range's row, which a READ ONLY transaction may not:
-        # it becomes read-only behind the check.
-        if self.read_only and self.takes_snapshot and self._wanted and not self._begin_statement:
-            command = super()._get_tx_start_command().replace(b" READ ONLY", b"")
-            self._begin_statement = b""
-            return command
-        return super()._get_tx_start_command()
+    def _begin_command(self, *, locks_rows: bool) -> bytes:
+        """BEGIN with its options. A READ ONLY transaction locks no rows: it becomes read-only behind the check."""
+        if not (locks_rows and self._is_narrowed_later):
+            return self._get_tx_start_command()
+        kept, self._begin_statement = self._begin_statement, b""
+        command = self._get_tx_start_command().replace(b" READ ONLY", b"")
+        self._begin_statement = kept
+        return command
 
-    def _take_ahead(self) -> list[bytes]:
+    @property
+    def _is_narrowed_later(self) -> bool:
+        """Under a level that keeps its snapshot the check locks the range's row, which READ ONLY forbids."""
+        return bool(self.read_only) and self.takes_snapshot
+
+    def _take_ahead(self, *, whole: bool = False) -> list[bytes]:
         """Commands that must reach the server before the next statement; they count as sent."""
-        if self._autocommit:
-            return []
         commands = []
-        begins = self.pgconn.transaction_status == _IDLE
+        begins = self._needs_ahead() and self.pgconn.transaction_status == _IDLE
+        locks_rows = bool(self._wanted) or whole
         if begins:
-            commands.append(self._get_tx_start_command())
-        if self._wanted:
+            commands.append(self._begin_command(locks_rows=locks_rows))
+        if self._wanted and self._needs_ahead():
             commands.append(enter_sql(self._wanted))
-            if begins and self.read_only and self.takes_snapshot:
-                commands.append(b"SET TRANSACTION READ ONLY")
             self._entered |= self._wanted
             self._wanted = set()
+        if whole:
+            commands.append(_ENTER_ALL)
+        if begins and locks_rows and self._is_narrowed_later:
+            commands.append(b"SET TRANSACTION READ ONLY")
         return commands
 
     def _needs_ahead(self) -> bool:
-        return not self._autocommit and (bool(self._wanted) or self.pgconn.transaction_status == _IDLE)
+        status = self.pgconn.transaction_status
+        return not self._autocommit and status != _FAILED and (bool(self._wanted) or status == _IDLE)
 
     def _start_query(self) -> PQGen[None]:
         commands = self._take_ahead()
@@ -234,20 +256,16 @@ class GuardedConnection(psycopg.Connection[Any]):
             self._check_connection_ok()
             self.pgconn.send_query(b"; ".join(commands))
             results: list[pq.abc.PGresult] = yield from generators.execute(self.pgconn)
-            self._raise_for(results)
+            raise_for(self.pgconn, results)
         except psycopg.Error as error:
             error.shardwright_at_entry = True  # type: ignore[attr-defined]
             raise
         return results
 
-    def _raise_for(self, results: Sequence[pq.abc.PGresult]) -> None:
-        for result in results:
-            if result.status == _FATAL:
-                raise psycopg.errors.error_from_result(result, encoding=self.pgconn._encoding)
-
     def _enter_all_gen(self) -> PQGen[list[tuple[str, str, str]]]:
-        results = yield from self._exec_all([*self._take_ahead(), _ENTER_ALL])
-        found = results[-1]
+        commands = self._take_ahead(whole=True)
+        results = yield from self._exec_all(commands)
+        found = results[commands.index(_ENTER_ALL)]
         return [
             tuple((found.get_value(row, column) or b"").decode() for column in range(3))  # type: ignore[misc]
             for row in range(found.ntuples)
@@ -255,129 +273,12 @@ class GuardedConnection(psycopg.Connection[Any]):
 
     def _ask_xid_gen(self) -> PQGen[None]:
         self._check_connection_ok()
-        self.pgconn.send_query(_ASK_XID)
+        self.pgconn.send_query(ASK_XID)
         results = yield from generators.execute(self.pgconn)
-        self._raise_for(results)
+        raise_for(self.pgconn, results)
         self._note_xid(results)
 
     def _note_xid(self, results: Sequence[pq.abc.PGresult]) -> None:
         if results and results[0].status == pq.ExecStatus.TUPLES_OK:
             told = results[0].get_value(0, 0)
             self.xact_id = int(told) if told is not None else None
-
-
-class GuardedCursor(psycopg.Cursor[Any]):
-    """A cursor that sends what must go ahead of a statement in the same flush."""
-
-    _conn: GuardedConnection
-
-    def _execute_gen(
-        self, query: Query, params: Params | None = None, *, prepare: bool | None = None, binary: bool | None = None
-    ) -> PQGen[None]:
-        conn = self._conn
-        conn.note_statement(query)
-        asks = conn.wrote and conn.xact_id is None and not conn._autocommit
-        if conn._pipeline or not (asks or conn._needs_ahead()):
-            yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
-        else:
-            yield from self._execute_in_one_flush(query, params, prepare, binary, asks)
-        conn.has_run = True
-
-    def _execute_in_one_flush(
-        self, query: Query, params: Params | None, prepare: bool | None, binary: bool | None, asks: bool
-    ) -> PQGen[None]:
-        conn, pgconn = self._conn, self._pgconn
-        # _start_query() of the base class resets the cursor and begins; here BEGIN has been taken care of.
-        if self.closed:
-            raise psycopg.InterfaceError("the cursor is closed")
-        self._reset()
-        if not self._last_query or self._last_query is not query:
-            self._last_query = None
-            self._tx = psycopg.adapt.Transformer(self)
-        pgq = self._convert_query(query, params)
-        conn._check_connection_ok()
-        pgconn.enter_pipeline_mode()
-        try:
-            ahead = conn._take_ahead()
-            for command in ahead:
-                pgconn.send_query_params(command, None)
-            prep, name = self._get_prepared(pgq, prepare)
-            if prep is _NO:
-                self._execute_send(pgq, force_extended=True, binary=binary)
-            else:
-                if prep is _SHOULD:
-                    self._send_prepare(name, pgq)
-                self._send_query_prepared(name, pgq, binary=binary)
-            key = conn._prepared.maybe_add_to_cache(pgq, prep, name)
-            if asks:
-                pgconn.send_query_params(_ASK_XID, None)
-            pgconn.pipeline_sync()
-            yield from generators.send(pgconn)
-            checked = yield from self._fetch_ahead(len(ahead))
-            prepared = (yield from generators.fetch_many(pgconn)) if prep is _SHOULD else []
-            results = yield from generators.fetch_many(pgconn)
-            number = (yield from generators.fetch_many(pgconn)) if asks else []
-            yield from generators.fetch_many(pgconn)
-        finally:
-            _leave_pipeline(pgconn)
-        if checked is not None:
-            checked.shardwright_at_entry = True  # type: ignore[attr-defined]
-            raise checked
-        conn._raise_for(prepared)
-        if key is not None:
-            conn._prepared.validate(key, prep, name, results)
-        self._check_results(results)
-        self._set_results(results)
-        if asks:
-            conn._note_xid(number)
-        self._last_query = query
-        yield from conn._prepared.maintain_gen(conn)
-
-    def _fetch_ahead(self, count: int) -> PQGen[psycopg.Error | None]:
-        """The first error of the commands that were sent ahead, or None; all of their results are read."""
-        found: psycopg.Error | None = None
-        for _ in range(count):
-            try:
-                results = yield from generators.fetch_many(self._pgconn)
-                if found is None:
-                    self._conn._raise_for(results)
-            except psycopg.Error as error:
-                if self._pgconn.status != pq.ConnStatus.OK:
-                    raise found or error from None
-                found = error
-        return found
-
-    def executemany(self, query: Query, params_seq: Iterable[Params], *, returning: bool = False) -> None:
-        """As psycopg's; the transaction begins before it, since it has a pipeline of its own."""
-        self._begin_first(query)
-        super().executemany(query, params_seq, returning=returning)
-        self._conn.has_run = True
-
-    def stream(self, query: Query, params: Params | None = None, **options: Any) -> Any:
-        """As psycopg's; the transaction begins before it."""
-        self._begin_first(query)
-        self._conn.has_run = True
-        return super().stream(query, params, **options)
-
-    def copy(self, statement: Query, params: Params | None = None, **options: Any) -> Any:
-        """As psycopg's; the transaction begins before it."""
-        self._begin_first(statement)
-        self._conn.has_run = True
-        return super().copy(statement, params, **options)
-
-    def _begin_first(self, query: Query) -> None:
-        self._conn.note_statement(query)
-        if self._conn._needs_ahead():
-            self._conn.begin()
-
-
-def _leave_pipeline(pgconn: pq.abc.PGconn) -> None:
-    if pgconn.status == pq.ConnStatus.OK:
-        try:
-            pgconn.exit_pipeline_mode()
-        except psycopg.OperationalError:
-            # Interrupted with results still to come: nobody could tell them from the next statement's.
-            pgconn.finish()
-
-
-_NO, _SHOULD = psycopg._preparing.Prepare.NO, psycopg._preparing.Prepare.SHOULD

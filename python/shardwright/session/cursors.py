@@ -1,0 +1,162 @@
+"""Cursors that send what must go ahead of a statement in the same flush: BEGIN and the ownership check.
+
+This follows psycopg's own cursors step by step; what is leaned on of their inside is in this file and in `wire`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import generators, pq
+from psycopg._preparing import Prepare
+from psycopg.abc import Params, PQGen, Query
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from shardwright.session.wire import GuardedConnection
+
+#: Asks for the transaction's number; NULL while it has written nothing.
+ASK_XID = b"SELECT pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text"
+
+
+def raise_for(pgconn: pq.abc.PGconn, results: Sequence[pq.abc.PGresult]) -> None:
+    """Raise the first error among results.
+
+    Args:
+        pgconn: where they came from.
+        results: what libpq returned.
+    """
+    for result in results:
+        if result.status == pq.ExecStatus.FATAL_ERROR:
+            raise psycopg.errors.error_from_result(result, encoding=pgconn._encoding)
+
+
+class GuardedCursor(psycopg.Cursor[Any]):
+    """A cursor that sends what must go ahead of a statement in the same flush."""
+
+    _conn: GuardedConnection
+
+    def _execute_gen(
+        self, query: Query, params: Params | None = None, *, prepare: bool | None = None, binary: bool | None = None
+    ) -> PQGen[None]:
+        conn = self._conn
+        conn.note_statement(query)
+        asks = conn.wrote and conn.xact_id is None and not conn._autocommit
+        if conn._pipeline or not (asks or conn._needs_ahead()):
+            yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
+        else:
+            yield from self._execute_in_one_flush(query, params, prepare, binary, asks)
+        conn.has_run = True
+        conn.note_savepoint(query)
+
+    def _execute_in_one_flush(
+        self, query: Query, params: Params | None, prepare: bool | None, binary: bool | None, asks: bool
+    ) -> PQGen[None]:
+        conn, pgconn = self._conn, self._pgconn
+        # _start_query() of the base class resets the cursor and begins; here BEGIN has been taken care of.
+        if self.closed:
+            raise psycopg.InterfaceError("the cursor is closed")
+        self._reset()
+        if not self._last_query or self._last_query is not query:
+            self._last_query = None
+            self._tx = psycopg.adapt.Transformer(self)
+        pgq = self._convert_query(query, params)
+        conn._check_connection_ok()
+        pgconn.enter_pipeline_mode()
+        try:
+            ahead = conn._take_ahead()
+            for command in ahead:
+                pgconn.send_query_params(command, None)
+            prep, name = self._get_prepared(pgq, prepare)
+            if prep is Prepare.NO:
+                self._execute_send(pgq, force_extended=True, binary=binary)
+            else:
+                if prep is Prepare.SHOULD:
+                    self._send_prepare(name, pgq)
+                self._send_query_prepared(name, pgq, binary=binary)
+            key = conn._prepared.maybe_add_to_cache(pgq, prep, name)
+            if asks:
+                pgconn.send_query_params(ASK_XID, None)
+            pgconn.pipeline_sync()
+            yield from generators.send(pgconn)
+            checked = yield from self._fetch_ahead(len(ahead))
+            prepared = (yield from generators.fetch_many(pgconn)) if prep is Prepare.SHOULD else []
+            results = yield from generators.fetch_many(pgconn)
+            number = (yield from generators.fetch_many(pgconn)) if asks else []
+            yield from generators.fetch_many(pgconn)
+        finally:
+            _leave_pipeline(pgconn)
+        if checked is not None:
+            checked.shardwright_at_entry = True  # type: ignore[attr-defined]
+            raise checked
+        raise_for(pgconn, prepared)
+        if key is not None:
+            conn._prepared.validate(key, prep, name, results)
+        self._check_results(results)
+        self._set_results(results)
+        if asks:
+            conn._note_xid(number)
+        self._last_query = query
+        yield from conn._prepared.maintain_gen(conn)
+
+    def _fetch_ahead(self, count: int) -> PQGen[psycopg.Error | None]:
+        """The first error of the commands that were sent ahead, or None; all of their results are read."""
+        found: psycopg.Error | None = None
+        for _ in range(count):
+            try:
+                results = yield from generators.fetch_many(self._pgconn)
+                if found is None:
+                    raise_for(self._pgconn, results)
+            except psycopg.Error as error:
+                if self._pgconn.status != pq.ConnStatus.OK:
+                    raise found or error from None
+                found = error
+        return found
+
+    def executemany(self, query: Query, params_seq: Iterable[Params], *, returning: bool = False) -> None:
+        """As psycopg's; the transaction begins before it, since it has a pipeline of its own."""
+        self._begin_first(query)
+        super().executemany(query, params_seq, returning=returning)
+        self._conn.has_run = True
+
+    def stream(self, query: Query, params: Params | None = None, **options: Any) -> Any:
+        """As psycopg's; the transaction begins before it."""
+        self._begin_first(query)
+        self._conn.has_run = True
+        return super().stream(query, params, **options)
+
+    def copy(self, statement: Query, params: Params | None = None, **options: Any) -> Any:
+        """As psycopg's; the transaction begins before it."""
+        self._begin_first(statement)
+        self._conn.has_run = True
+        return super().copy(statement, params, **options)
+
+    def _begin_first(self, query: Query) -> None:
+        self._conn.note_statement(query)
+        if self._conn._needs_ahead():
+            self._conn.begin()
+
+
+class GuardedServerCursor(psycopg.ServerCursor[Any]):
+    """A cursor on the server; the transaction begins before it is declared."""
+
+    _conn: GuardedConnection
+
+    def execute(self, query: Query, params: Params | None = None, **options: Any) -> Self:
+        """As psycopg's."""
+        self._conn.note_statement(query)
+        super().execute(query, params, **options)
+        self._conn.has_run = True
+        return self
+
+
+def _leave_pipeline(pgconn: pq.abc.PGconn) -> None:
+    if pgconn.status == pq.ConnStatus.OK:
+        try:
+            pgconn.exit_pipeline_mode()
+        except psycopg.OperationalError:
+            # Interrupted with results still to come: nobody could tell them from the next statement's.
+            pgconn.finish()
