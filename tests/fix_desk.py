@@ -113,3 +113,10 @@ def started(desk: Desk) -> int:
 def verified(desk: Desk) -> int:
     """An operation that is ready to switch."""
     return int(desk.reshard("start", "--add", "s3", "--batches", "0.5,1")["operation"])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The command line is tried on one version in `make test`, but for its main road; on all in `make test-all`."""
+    for item in items:
+        if "desk" in getattr(item, "fixturenames", ()) and "pg18" not in item.name and "whole_life" not in item.name:
+            item.add_marker(pytest.mark.slow)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import time
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -12,9 +14,10 @@ import pytest
 
 from fix_cli import Ran
 from fix_desk import ONE_MOVE, WRITE, Desk
-from fix_resharding import Small
+from fix_resharding import Small, load_small
 from shardwright.reshard.failpoints import FAILPOINTS
 from shardwright.reshard.runner import LEASE_SECONDS
+from shardwright.servers import Server
 
 #: How soon after Ctrl-C a command must have ended. It breaks a step off after 1.5 s; the rest is for a busy machine.
 AT_ONCE = 5.0
@@ -83,7 +86,14 @@ def test_ctrl_c_in_every_phase(desk: Desk, started: int, failpoint: str) -> None
 
 
 @pytest.mark.parametrize(
-    "failpoint", ["prepare.ranges_cut", "copy.slot_made", "catch_up.subscribed", "hand_over.drained"]
+    "failpoint",
+    [
+        "hand_over.drained",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("prepare.ranges_cut", "copy.slot_made", "catch_up.subscribed")
+        ),
+    ],
 )
 def test_abort_after_ctrl_c(desk: Desk, started: int, failpoint: str) -> None:
     before = desk.small.rows()
@@ -99,13 +109,13 @@ def test_abort_after_ctrl_c(desk: Desk, started: int, failpoint: str) -> None:
     assert desk.small.leftovers() == {}
 
 
-def _waits_for_a_lock(small: Small, shard: str) -> bool:
-    """Whether a worker's statement waits for a lock."""
+def _waits_for_a_lock(small: Small, shard: str, application: str = "shardwright op") -> bool:
+    """Whether a statement of ours waits for a lock."""
     return bool(
         small.ask(
             shard,
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
-            "AND datname = current_database() AND application_name LIKE 'shardwright op %'",
+            f"AND datname = current_database() AND application_name LIKE '{application}%'",
         )
     )
 
@@ -128,6 +138,7 @@ def test_ctrl_c_while_a_comparison_hangs(desk: Desk, verified: int) -> None:
         blocker.execute("LOCK TABLE items IN ACCESS EXCLUSIVE MODE")
         process.send_signal(signal.SIGCONT)
         desk.until(lambda: _waits_for_a_lock(desk.small, "s3"), "the comparison waits for the lock")
+        desk.refused("verify", code=4, error="SW303", said=f":{process.pid}")
         since = time.monotonic()
         ran = desk.end(process, signal.SIGINT)
         assert time.monotonic() - since < AT_ONCE
@@ -137,7 +148,11 @@ def test_ctrl_c_while_a_comparison_hangs(desk: Desk, verified: int) -> None:
     assert desk.reshard("verify")["phase"] == "verified"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGHUP))],
+    ids=lambda number: number.name,
+)
 def test_signals_while_it_does_not_drain(desk: Desk, number: signal.Signals) -> None:
     verified = desk.reshard("start", *ONE_MOVE)["operation"]
     process = desk.pause("reshard", "switch", failpoint="switch.reverse_subscribed")
@@ -192,7 +207,43 @@ def test_a_paused_worker_is_waited_for_or_superseded(desk: Desk, started: int) -
     assert desk.reshard("switch")["phase"] == "switched"
 
 
+@pytest.mark.slow
 def test_a_lease_that_ends_is_taken(desk: Desk, started: int) -> None:
     paused = desk.pause("reshard", "resume", "--json", failpoint="copy.slot_made")
     assert desk.reshard("resume", timeout=60)["phase"] == "verified"
     assert desk.end(paused, signal.SIGCONT).code == 4
+
+
+def test_ctrl_c_before_anything_is_recorded(desk: Desk) -> None:
+    with psycopg.connect(desk.small.dsns["s3"]) as blocker:
+        blocker.execute("LOCK TABLE items IN ACCESS EXCLUSIVE MODE")
+        process = desk.begin("reshard", "start", "--add", "s3", "--json")
+        desk.until(lambda: _waits_for_a_lock(desk.small, "s3", "shardwright preflight"), "preflight waits for the lock")
+        since = time.monotonic()
+        ran = desk.end(process, signal.SIGINT)
+        assert time.monotonic() - since < AT_ONCE
+    assert ran.code == 4
+    assert (ran.json["error"]["code"], ran.json["error"]["durable_change"]) == ("SW306", False)
+    assert ran.json["next_steps"][0] == "shardwright reshard status"
+    assert desk.reshard("status")["operations"] == []
+
+
+def test_an_unknown_commit_is_reported_as_unknown(
+    server_factory: Callable[..., Server],
+    cluster_dsns: Callable[..., Any],
+    cli: Callable[..., Ran],
+    cli_start: Callable[..., subprocess.Popen[str]],
+) -> None:
+    server = server_factory()
+    desk = Desk(load_small(server.create_database("catalog"), cluster_dsns(3).shards), cli, cli_start)
+    number = desk.reshard("start", *ONE_MOVE)["operation"]
+    process = desk.pause("reshard", "switch", "--json", failpoint="hand_over.widened")
+    server.kill()
+    ran = desk.end(process, signal.SIGCONT)
+    assert ran.code == 6, ran.out + ran.err
+    error = ran.json["error"]
+    assert (error["code"], error["ownership_known"], error["retriable"]) == ("SW501", False, False)
+    assert error["facts"]["stands"] == ["the catalog cannot be asked now; what the operation did is kept there"]
+    assert "state: it is not known which shard owns the rows; do not try again, look first" in ran.err
+    server.start()
+    assert desk.reshard("resume", number)["phase"] == "switched"

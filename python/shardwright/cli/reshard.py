@@ -10,7 +10,7 @@ from cyclopts import App, Parameter
 from shardwright import errors
 from shardwright.cli.app import DEFAULTS, Answer, Common
 from shardwright.cli.reshard_asked import Asked, read_settings
-from shardwright.cli.reshard_drive import Interrupts, answer, drive, explained, guarded
+from shardwright.cli.reshard_drive import Interrupts, answer, drive, explained, guarded, warnings_shown
 from shardwright.cli.reshard_screen import at_rest, line, listed, plan_screen
 from shardwright.cli.reshard_watch import follow
 
@@ -71,17 +71,22 @@ def start(
 
     wanted = read_settings(settings)
     with Interrupts() as interrupts:
-        with common.connect() as catalog:
-            made = asked.plan(catalog)
-            if plan is not None and plan != made.fingerprint:
-                raise errors.OperationConflict(
-                    f"the plan made now is {made.fingerprint}, not {plan}: the shard map or the shards changed",
-                    fix=f"shardwright reshard plan {asked.words()}",
-                )
-            interrupts.check()
-            number = operate.start(catalog, made, wanted)
-            if until != "verified":
-                operate.set_goal(catalog, number, until)
+        try:
+            with common.connect() as catalog:
+                made = asked.plan(catalog)
+                if plan is not None and plan != made.fingerprint:
+                    raise errors.OperationConflict(
+                        f"the plan made now is {made.fingerprint}, not {plan}: the shard map or the shards changed",
+                        fix=f"shardwright reshard plan {asked.words()}",
+                    )
+                interrupts.check()
+                number = operate.start(catalog, made, wanted)
+                if until != "verified":
+                    operate.set_goal(catalog, number, until)
+        except (errors.Interrupted, KeyboardInterrupt):
+            raise errors.Interrupted(
+                "interrupted before the operation was seen to be recorded", fix="shardwright reshard status"
+            ) from None
         if not common.json:
             common.output.note(f"operation {number} is recorded: {asked.words()}")
         return _go(common, number, interrupts, detach=detach)
@@ -164,7 +169,10 @@ def verify(operation: int | None = None, /, *, common: Common = DEFAULTS) -> Ans
     with Interrupts() as interrupts:
         with common.connect() as catalog:
             number = _number(catalog, operation)
-        seen = guarded(common, number, lambda: operate.verify(common.dsn(), number, interrupts.check), changed=False)
+        with warnings_shown(common.output):
+            seen = guarded(
+                common, number, lambda: operate.verify(common.dsn(), number, interrupts.check), changed=False
+            )
     return answer(common.output, seen, shown_live=False)
 
 

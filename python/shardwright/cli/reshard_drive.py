@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
@@ -95,6 +96,18 @@ def display(output: Output) -> Iterator[Callable[[Status], None]]:
         yield note
 
 
+@contextmanager
+def warnings_shown(output: Output) -> Iterator[None]:
+    """Tell people what the engine warns of: a lease that could not be renewed, say."""
+    log, handler = logging.getLogger("shardwright"), logging.Handler(logging.WARNING)
+    handler.emit = lambda record: output.note(f"warning: {record.getMessage()}")  # type: ignore[method-assign]
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
 def drive(common: Common, operation: int, interrupts: Interrupts, *, take_over: bool = False) -> Answer:
     """Bring an operation to the goal that is set, in this process or by watching the worker that does.
 
@@ -104,7 +117,7 @@ def drive(common: Common, operation: int, interrupts: Interrupts, *, take_over: 
     from shardwright.reshard import operate
 
     def work() -> Status:
-        with display(common.output) as show:
+        with display(common.output) as show, warnings_shown(common.output):
             return operate.drive(
                 common.dsn(), operation, on_status=show, take_over=take_over, on_progress=interrupts.check
             )
