@@ -11,8 +11,10 @@ import pytest
 import shardwright
 from fix_resharding import ROWS, Small, Writer
 from shardwright import errors
-from shardwright.catalog import maps
+from shardwright.catalog import adoption, keyspaces, maps
+from shardwright.catalog.adoption import Wanted
 from shardwright.reshard import operate, streams
+from shardwright.routing.tables import Declaration
 
 
 def _start(small: Small, **request: object) -> int:
@@ -144,3 +146,37 @@ def test_last_changes_arrive_before_the_target_opens(small: Small) -> None:
     assert seen, "the batch was never fenced"
     assert set(seen) == {0}, "the target was open while it missed the last change"
     assert small.ask("s3", f"SELECT note FROM orders WHERE user_id = {key}") == "the last word"
+
+
+@pytest.mark.parametrize("piece", ["[1000,)", "[,0)", "[250,750)"])
+def test_ranges_of_keys_move(small: Small, piece: str) -> None:
+    """A range keyspace: open ends, the middle of a range, and writes on both sides of the borders while it moves."""
+    with small.catalog() as catalog:
+        keyspaces.create_keyspace(catalog, "days", strategy="range", key_type="int8", shards=["s1", "s2"], splits=[500])
+        for name in ("s1", "s2"):
+            with small.shard(name) as connection:
+                connection.execute("CREATE TABLE seen (day bigint, n int, PRIMARY KEY (day, n))")
+        with small.shard("s3") as connection:
+            connection.execute("CREATE TABLE seen (day bigint, n int, PRIMARY KEY (day, n))")
+        adoption.adopt(catalog, [Wanted("public", "seen", Declaration("sharded", "day", "days"))])
+        shard_map = maps.load_map(catalog)
+        days = range(-1500, 1501, 250)
+        for day in days:
+            with small.shard(shard_map.route("days", day).shard) as connection:
+                connection.execute("INSERT INTO seen SELECT %s, generate_series(1, 10)", (day,))
+        operation = operate.start(catalog, operate.plan(catalog, move=f"days:{piece}", to="s3"))
+        operate.drive(small.catalog_dsn, operation, "switched")
+        switched = maps.load_map(catalog)
+        lo, hi = (int(end) if end else None for end in piece.strip("[)").split(","))
+        for day in days:
+            inside = (lo is None or day >= lo) and (hi is None or day < hi)
+            shard = switched.route("days", day).shard
+            assert (shard == "s3") == inside
+            with small.shard(shard) as connection:
+                connection.execute("INSERT INTO seen VALUES (%s, 11)", (day,))
+        operate.drive(small.catalog_dsn, operation, "done")
+        for name in small.dsns:
+            with small.shard(name) as connection:
+                rows = connection.execute("SELECT day, count(*) FROM seen GROUP BY day ORDER BY day").fetchall()
+            assert rows == [(day, 11) for day in days if switched.route("days", day).shard == name]
+    assert small.leftovers() == {}
