@@ -91,4 +91,37 @@ MUTANTS = (
         (("                streams.set_publication(connection, out_stream, tables, kept, known=True)\n", ""),),
         ("tests/integration", "-k", "pg18 and (rolling_back or under_load or way_back)"),
     ),
+    Mutant(
+        "no check on BEGIN",
+        "a router with an old map reads rows where they no longer live",
+        "session/wire.py",
+        (('calls = [f"shardwright.enter({number})" for number', 'calls = [f"{number}" for number'),),
+        ("tests/integration/test_session_pinned.py", "-k", "pg18 and (stale_router or isolation_level)"),
+    ),
+    Mutant(
+        "scatter not narrowed to what a shard owns",
+        "rows that are being copied are counted twice",
+        "session/scatter.py",
+        (("points = self._narrow.get(shard)", "points = None"),),
+        ("tests/integration/test_session_scatter.py", "-k", "pg18 and one_answer"),
+    ),
+    Mutant(
+        "lost commits taken for failures",
+        "a transaction that was committed is reported as not done",
+        "session/wire.py",
+        (("error.shardwright_commit_lost = True  # type: ignore[attr-defined]", "pass"),),
+        ("tests/integration", "-k", "pg18 and test_session and commit"),
+    ),
+    Mutant(
+        "shard key may change",
+        "a row ends up where its key does not live",
+        "routing/predicates.py",
+        (
+            (
+                'f"IF NEW.{column} IS DISTINCT FROM OLD.{column} THEN {changed_key} END IF; RETURN NEW; END"',
+                '"RETURN NEW; END"',
+            ),
+        ),
+        ("tests/integration/test_adoption.py", "-k", "pg18 and guards_refuse"),
+    ),
 )
