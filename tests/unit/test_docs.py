@@ -80,7 +80,7 @@ def test_every_sqlstate_is_explained() -> None:
 def test_every_table_is_explained(kind: str) -> None:
     page = TEXTS[DOCS / "reference" / "catalog.md"]
     _, _, rest = page.partition(f"\n## The {kind}")
-    section = rest.partition("\n## ")[0]
+    section = rest.partition("\n##")[0]
     made = set(re.findall(r"CREATE TABLE shardwright\.(\w+)", _sql(kind)))
     assert made
     assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == made
@@ -97,8 +97,9 @@ def _commands(text: str) -> Iterator[tuple[str, bool]]:
     """Command lines of a page, and whether they are whole: those of code blocks are, inline mentions need not be."""
     blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     for block in blocks:
+        prompt = r"\$ " if re.search(r"^\$ ", block, re.MULTILINE) else ""  # other lines are what was answered
         for line in block.replace("\\\n", " ").splitlines():
-            if found := re.match(r"(?:\$ )?(?:[A-Z][A-Z0-9_]*=\S+ )*(shardwright\b.*)", line):
+            if found := re.match(rf"{prompt}(?:[A-Z][A-Z0-9_]*=\S+ )*(shardwright\b.*)", line):
                 yield found[1], True
     outside = re.sub(r"^```\w*\n.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     for span in re.findall(r"`(shardwright [^`]+)`", outside):
