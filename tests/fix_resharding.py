@@ -57,6 +57,8 @@ class Small:
     def leftovers(self) -> dict[str, Any]:
         """What an operation left on the shards; empty when it is clean."""
         found: dict[str, Any] = {}
+        with self.catalog() as catalog:
+            shard_map = maps.load_map(catalog)
         for name in self.dsns:
             with self.shard(name) as connection:
                 row = connection.execute(
@@ -69,6 +71,10 @@ class Small:
                 ).fetchone()
                 if any(row):
                     found[name] = row
+                known = {(r.id, r.keyspace) for r in shard_map.ranges if r.shard == name}
+                there = set(connection.execute("SELECT id, keyspace FROM shardwright.ranges").fetchall())
+                if there != known:
+                    found[f"{name} ranges"] = there ^ known
         return found
 
 

@@ -134,7 +134,9 @@ def test_last_changes_arrive_before_the_target_opens(small: Small) -> None:
 
     def round_trip_then_hold(*args: object, **options: object) -> float:
         passed = original(*args, **options)
-        if args[3].endswith("_f") and not opened.is_set():
+        # the one that precedes the fence: by then the way back is there
+        there = small.ask("s3", "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()")
+        if args[3].endswith("_f") and there and not opened.is_set():
             thread.start()
             assert opened.wait(30)
         return passed
@@ -179,4 +181,62 @@ def test_ranges_of_keys_move(small: Small, piece: str) -> None:
             with small.shard(name) as connection:
                 rows = connection.execute("SELECT day, count(*) FROM seen GROUP BY day ORDER BY day").fetchall()
             assert rows == [(day, 11) for day in days if switched.route("days", day).shard == name]
+    assert small.leftovers() == {}
+
+
+def _lose_slot(small: Small, shard: str, ending: str) -> None:
+    """A human drops a replication slot."""
+    with small.shard(shard) as connection:
+        names = "SELECT slot_name FROM pg_replication_slots WHERE database = current_database() AND slot_name LIKE %s"
+        for (name,) in connection.execute(names, (f"%{ending}",)).fetchall():
+            streams.drop_slot(connection, name)
+
+
+def test_a_way_back_that_was_lost(small: Small) -> None:
+    """Rolling back is refused before it begins, also half-way through a switch; going forward is the way out."""
+    with small.catalog() as catalog:
+        operation = operate.start(catalog, operate.plan(catalog, add="s3"))
+    operate.drive(small.catalog_dsn, operation, "verified")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHARDWRIGHT_FAILPOINT", "hand_over.opened:error")
+        with pytest.raises(errors.FailpointReached):
+            operate.drive(small.catalog_dsn, operation, "switched")
+    _lose_slot(small, "s3", "_r")
+    with pytest.raises(errors.WrongPhase, match="way back"):
+        operate.drive(small.catalog_dsn, operation, "reverted")
+    with pytest.raises(errors.StreamStalled, match="way back"):
+        operate.drive(small.catalog_dsn, operation, "switched")
+    assert operate.drive(small.catalog_dsn, operation, "done").phase == "done"
+    assert len(small.rows()) == ROWS
+    assert small.leftovers() == {}
+
+
+def test_a_roll_back_that_cannot_go_on_is_turned_round(small: Small) -> None:
+    with small.catalog() as catalog:
+        operation = operate.start(catalog, operate.plan(catalog, add="s3"))
+    operate.drive(small.catalog_dsn, operation, "switched")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHARDWRIGHT_FAILPOINT", "hand_over.opened:error")
+        with pytest.raises(errors.FailpointReached):
+            operate.drive(small.catalog_dsn, operation, "reverted")
+    _lose_slot(small, "s3", "_r")
+    assert operate.drive(small.catalog_dsn, operation, "done").phase == "done"
+    assert len(small.rows()) == ROWS
+    assert small.leftovers() == {}
+
+
+@pytest.mark.parametrize("resting", ["verified", "reverted"])
+def test_a_forward_slot_that_was_lost_means_copying_again(small: Small, resting: str) -> None:
+    with small.catalog() as catalog:
+        operation = operate.start(catalog, operate.plan(catalog, add="s3"))
+    operate.drive(small.catalog_dsn, operation, "verified")
+    if resting == "reverted":
+        operate.drive(small.catalog_dsn, operation, "switched")
+        operate.drive(small.catalog_dsn, operation, "reverted")
+    _lose_slot(small, "s1", "_f")
+    with small.shard("s1") as connection:
+        connection.execute("UPDATE orders SET note = 'while the slot was gone'")
+    done = operate.drive(small.catalog_dsn, operation, "done")
+    assert [phase for phase, _ in done.history].count("copying") == 2
+    assert len(small.rows()) == ROWS
     assert small.leftovers() == {}

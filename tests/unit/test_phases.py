@@ -42,7 +42,8 @@ def test_every_phase_is_reached_and_reaches_an_end() -> None:
 
 
 def test_only_a_verified_operation_is_switched() -> None:
-    assert [before for (before, _), after in TRANSITIONS.items() if after is Phase.SWITCHING] == [Phase.VERIFIED]
+    switching = {before for (before, _), after in TRANSITIONS.items() if after is Phase.SWITCHING}
+    assert switching == {Phase.VERIFIED, Phase.REVERTING}
     assert {before for (before, _), after in TRANSITIONS.items() if after is Phase.CLEANING} == {Phase.SWITCHED}
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import psycopg
 from psycopg.rows import class_row
@@ -150,3 +151,20 @@ def changing(catalog: psycopg.Connection, patience: float = 30.0) -> Iterator[No
     finally:
         if not catalog.closed:
             catalog.execute("SELECT pg_advisory_unlock(%s, %s)", _LOCK)
+
+
+def keep_weights(catalog: psycopg.Connection, request: Mapping[str, Any]) -> None:
+    """Store the weights that an operation brought about, so that the next plan starts from them.
+
+    A drained shard has weight 0 from then on; one that was added has 1 at least.
+
+    Args:
+        catalog: connection to the catalog.
+        request: what the operation was asked for.
+    """
+    for name, weight in (request.get("weights") or {}).items():
+        catalog.execute("UPDATE shardwright.shards SET weight = %s WHERE name = %s", (weight, name))
+    if "drain" in request:
+        catalog.execute("UPDATE shardwright.shards SET weight = 0 WHERE name = %s", (request["drain"],))
+    if "add" in request:
+        catalog.execute("UPDATE shardwright.shards SET weight = greatest(weight, 1) WHERE name = %s", (request["add"],))

@@ -121,7 +121,9 @@ def finish(operation: int | None = None, /, *, detach: Detach = False, common: C
     Args:
         operation: its number; may be left out when exactly one is live.
     """
-    return _towards("done", common, operation, detach=detach, only_from=("switched", "cleaning", "done"))
+    return _towards(
+        "done", common, operation, detach=detach, only_from=("switching", "switched", "reverting", "cleaning", "done")
+    )
 
 
 @app.command(help_epilogue=_example("shardwright reshard abort"))

@@ -17,7 +17,7 @@ DELETE_PAGES = 2048
 
 def drop_streams(world: World, move: Move) -> None:
     """Drop both streams of a move: subscriptions, then slots, then publications and marker rows."""
-    names = {direction: world.stream_name(move, direction) for direction in ("forward", "back")}
+    names = {direction: streams.name_of(world.cluster, move, direction) for direction in ("forward", "back")}
     for shard, direction in ((move.target, "forward"), (move.source, "back")):
         with world.change(shard) as connection:
             streams.drop_subscription(connection, names[direction])

@@ -63,7 +63,7 @@ def certify(world: World, move: Move, direction: str, points: Multirange) -> Non
         giver, taker = (move.source, move.target) if direction == "forward" else (move.target, move.source)
         raise errors.VerificationDiffers(
             f"{taker} differs from {giver} in {made.differing} chunks: {'; '.join(keys[:5])}",
-            fix=f"find out who wrote there, then abort operation {world.operation.id}, or copy again",
+            fix=f"find out who wrote there, then: shardwright reshard abort {world.operation.id}, and start again",
             differences=keys,
         )
 
@@ -85,7 +85,7 @@ def compare(world: World, move: Move, direction: str, points: Multirange) -> Cer
         LockTimeout: the writers could not be held off.
     """
     giver, taker = (move.source, move.target) if direction == "forward" else (move.target, move.source)
-    stream = world.stream_name(move, direction)
+    stream = streams.name_of(world.cluster, move, direction)
     tables = world.guarded(move.keyspace)
     here, there, held_ms = _snapshots(world, giver, taker, stream, tables)
     try:

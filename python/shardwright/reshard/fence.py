@@ -23,9 +23,6 @@ from shardwright.routing.multirange import Multirange
 from shardwright.routing.predicates import GuardedTable
 from shardwright.routing.shard_map import Range, ShardMap
 
-#: An autovacuum worker holds a lock that the fence waits for; the server cancels it after this long instead of 1 s.
-_DEADLOCK_TIMEOUT_MS = 20
-
 
 def sync_guards(connection: psycopg.Connection, tables: Sequence[GuardedTable]) -> None:
     """Make the guards of one keyspace's tables say what the shard's ranges say.
@@ -103,6 +100,40 @@ def ranges_within(shard_map: ShardMap, keyspace: str, points: Multirange) -> lis
     return [found for found in shard_map.ranges_of(keyspace) if not found.points() - points]
 
 
+def forget_stale_ranges(world: World, move: Move) -> None:
+    """Take ranges that the shard map does not name off the source. The caller holds `roster.changing`.
+
+    Raises:
+        NotDrained: sessions that entered such a range did not end in time.
+    """
+    known = {r.id for r in maps.load_map(world.catalog).ranges_of(move.keyspace)}
+    rows = (
+        world.shard(move.source)
+        .execute("SELECT id FROM shardwright.ranges WHERE keyspace = %s", (move.keyspace,))
+        .fetchall()
+    )
+    stale = [row[0] for row in rows if row[0] not in known]
+    attempts = int(world.operation.settings.get("fence_attempts", 40))
+    timeout_ms = int(world.operation.settings.get("fence_lock_timeout_ms", 100))
+    for number in stale:
+        for attempt in range(1, attempts + 1):
+            try:
+                with world.change(move.source, lock_timeout_ms=timeout_ms) as connection:
+                    connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (LOCK_CLASS, number))
+                    connection.execute("DELETE FROM shardwright.ranges WHERE id = %s", (number,))
+                break
+            except errors.LockTimeout:
+                if attempt == attempts:
+                    blockers = list_blockers(world.shard(move.source), [], [number])
+                    raise errors.NotDrained(
+                        f"sessions inside range {number} on {move.source} did not end: {blockers}",
+                        fix=f"end them or wait, then: shardwright reshard resume {world.operation.id}",
+                        blockers=blockers,
+                    ) from None
+                world.on_progress()
+                time.sleep(timeout_ms / 1000)
+
+
 def settle(world: World, move: Move, *, reverse: bool) -> None:
     """Make both shards agree with the shard map, whatever a crash or a failed hand-over left.
 
@@ -118,7 +149,7 @@ def settle(world: World, move: Move, *, reverse: bool) -> None:
     shard_map = maps.load_map(world.catalog)
     version = shard_map.version
     theirs, ours = (ranges_within(shard_map, move.keyspace, points) for points in (on_target, on_source))
-    forward, back = world.stream_name(move, "forward"), world.stream_name(move, "back")
+    forward, back = streams.name_of(world.cluster, move, "forward"), streams.name_of(world.cluster, move, "back")
     # Both ways first, then the doors: what one side sends must have been narrowed before the other side is written.
     if reverse:
         with world.change(move.target) as connection:
@@ -154,7 +185,7 @@ def hand_over(world: World, move: Move, batch: Batch, direction: str) -> float:
     """
     giver, taker = (move.source, move.target) if direction == "forward" else (move.target, move.source)
     there, back = ("forward", "back") if direction == "forward" else ("back", "forward")
-    out_stream, back_stream = world.stream_name(move, there), world.stream_name(move, back)
+    out_stream, back_stream = streams.name_of(world.cluster, move, there), streams.name_of(world.cluster, move, back)
     tables = world.guarded(move.keyspace)
     with_giver = move.served_by_source() if direction == "forward" else move.served_by_target()
     given = (move.points - with_giver) | batch.points
@@ -183,7 +214,8 @@ def hand_over(world: World, move: Move, batch: Batch, direction: str) -> float:
         reach("hand_over.drained")
         values = _sequence_values(world.shard(giver), sequences)
         with world.change(taker, lock_timeout_ms=int(limit * 1000), pipelined=True) as connection:
-            streams.flush_arrived(connection, out_stream)
+            # The apply worker commits asynchronously. This transaction does not, and its flush covers all WAL before it:
+            # once it is committed, what has arrived is durable.
             streams.set_publication(connection, back_stream, tables, given, known=True)
             _raise_sequences(connection, values)
         reach("hand_over.widened")
@@ -250,7 +282,6 @@ def _fence(
         started = time.monotonic()
         try:
             with world.change(giver, lock_timeout_ms=timeout_ms, pipelined=True) as connection:
-                connection.execute(f"SET LOCAL deadlock_timeout = {_DEADLOCK_TIMEOUT_MS}".encode())
                 # drains the library's sessions, which hold their range's lock shared until they end
                 connection.execute(
                     "SELECT pg_advisory_xact_lock(%s, n) FROM unnest(%s::int[]) AS n ORDER BY n",

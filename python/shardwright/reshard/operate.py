@@ -11,7 +11,7 @@ import psycopg
 from shardwright import engines, errors
 from shardwright.catalog import maps, operations, roster, tables
 from shardwright.catalog.operations import NewMove
-from shardwright.reshard import preflight, runner, status
+from shardwright.reshard import preflight, runner, status, streams
 from shardwright.reshard.phases import TERMINAL, Event, Goal, Phase, allowed_goals, next_event, reached
 from shardwright.reshard.plan import BATCH_SHARES, Plan, PlannedMove, make_plan
 from shardwright.reshard.status import Status
@@ -31,6 +31,7 @@ SETTINGS: Mapping[str, str] = {
     "fence_attempts": "how many tries before giving up (40)",
     "max_pause_ms": "how long a fenced batch may wait for its last changes (1000)",
     "catch_up_seconds": "how long catching up may take (86400)",
+    "router_seconds": "how long finish waits for routers to take the new map (600)",
     "certificate_seconds": "how old a certificate may be at the switch (86400)",
 }
 
@@ -203,7 +204,24 @@ def set_goal(catalog: psycopg.Connection, operation: int, goal: str) -> None:
             fix=f"shardwright reshard status {operation}",
             phase=phase.value,
         )
+    if wanted is Goal.REVERTED:
+        _require_way_back(catalog, found)
     operations.set_goal(catalog, operation, found.phase, goal)
+
+
+def _require_way_back(catalog: psycopg.Connection, operation: operations.Operation) -> None:
+    """Refuse a roll back that could not go through while the operation can still go forward."""
+    shards = {shard.name: shard for shard in roster.list_shards(catalog)}
+    for move in operation.moves:
+        if not move.served_by_target():
+            continue
+        with engines.connect_shard(shards[move.target], "shardwright rollback") as connection:
+            name = streams.name_of(roster.cluster_id(catalog), move, "back")
+            if streams.is_lost(connection, name):
+                raise errors.WrongPhase(
+                    f"the way back of operation {operation.id} was lost: slot {name} on {move.target} is gone",
+                    fix=f"go forward without it: shardwright reshard finish {operation.id}",
+                )
 
 
 def drive(

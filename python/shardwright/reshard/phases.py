@@ -89,7 +89,10 @@ TRANSITIONS: Final[dict[tuple[Phase, Event], Phase]] = {
     (Phase.SWITCHED, Event.VERIFY): Phase.SWITCHED,
     (Phase.SWITCHED, Event.ROLL_BACK): Phase.REVERTING,
     (Phase.REVERTING, Event.ROLL_BACK): Phase.REVERTED,
+    # a roll back that cannot go on, or is not wanted any more, is turned round
+    (Phase.REVERTING, Event.SWITCH): Phase.SWITCHING,
     (Phase.REVERTED, Event.VERIFY): Phase.VERIFIED,
+    (Phase.REVERTED, Event.COPY): Phase.COPYING,
     (Phase.SWITCHED, Event.FINISH): Phase.CLEANING,
     (Phase.CLEANING, Event.FINISH): Phase.DONE,
     (Phase.PLANNED, Event.ABORT): Phase.ABORTING,
@@ -126,6 +129,9 @@ _PREPARED: Final = frozenset({Resource.GUARD, Resource.FORWARD_PUBLICATION})
 _COPYING: Final = _PREPARED | {Resource.FORWARD_SLOT, Resource.COPIES}
 _CAUGHT_UP: Final = _COPYING | {Resource.FORWARD_SUBSCRIPTION}
 _ALL: Final = frozenset(Resource)
+
+#: What a switch makes before it hands anything over.
+REVERSE: Final = frozenset({Resource.REVERSE_PUBLICATION, Resource.REVERSE_SLOT, Resource.REVERSE_SUBSCRIPTION})
 
 #: What may exist on shards while an operation stands in a phase. Clean-up takes away the difference to the next one.
 OWNS: Final[dict[Phase, frozenset[Resource]]] = {
@@ -166,7 +172,12 @@ _FORWARD: Final = {
     Phase.REVERTED: Event.VERIFY,
     Phase.REVERTING: Event.ROLL_BACK,
 }
-_SWITCH: Final = {**_FORWARD, Phase.VERIFIED: Event.SWITCH, Phase.SWITCHING: Event.SWITCH}
+_SWITCH: Final = {
+    **_FORWARD,
+    Phase.VERIFIED: Event.SWITCH,
+    Phase.SWITCHING: Event.SWITCH,
+    Phase.REVERTING: Event.SWITCH,
+}
 _ROADS: Final[dict[Goal, dict[Phase, Event]]] = {
     Goal.VERIFIED: _FORWARD,
     Goal.SWITCHED: _SWITCH,

@@ -53,6 +53,8 @@ def check(catalog: psycopg.Connection, shard_map: ShardMap, plan: Plan) -> None:
         streams = Counter(name for move in plan.moves for name in (move.source, move.target))
         for name in names:
             problems.extend(_server_problems(connections[name], name, shards[name], streams[name]))
+            problems.extend(_role_problems(connections[name], name))
+            problems.extend(_replication_problems(shards[name]))
         problems.extend(_same_text_problems(connections))
         registered = [table for table in tables.list_tables(catalog) if table.kind == "sharded"]
         for move in plan.moves:
@@ -75,7 +77,7 @@ def _server_problems(connection: psycopg.Connection, name: str, shard: roster.Sh
     settings: dict[str, str] = dict(
         connection.execute(
             "SELECT name, setting FROM pg_settings WHERE name IN ('wal_level', 'max_replication_slots', "
-            "'max_wal_senders', 'max_logical_replication_workers', 'max_worker_processes', 'max_slot_wal_keep_size')"
+            "'max_wal_senders', 'max_logical_replication_workers', 'max_worker_processes')"
         ).fetchall()
     )
     row = connection.execute(
@@ -125,6 +127,47 @@ def _server_problems(connection: psycopg.Connection, name: str, shard: roster.Sh
             f"pid {pid} ({application}) has been in a transaction for {age} s, and the replication slot would wait for it",
             "let it end",
         )
+
+
+def _role_problems(connection: psycopg.Connection, name: str) -> Iterable[Problem]:
+    """What an operation does there that the role may not do."""
+    row = connection.execute(
+        "SELECT r.rolname, r.rolsuper, r.rolreplication, has_database_privilege(current_database(), 'CREATE'), "
+        "EXISTS (SELECT FROM pg_roles s WHERE s.rolname = 'pg_create_subscription' "
+        "  AND pg_has_role(r.oid, s.oid, 'USAGE')) "
+        "FROM pg_roles r WHERE r.rolname = current_user"
+    ).fetchone()
+    assert row is not None
+    role, is_superuser, replicates, creates, subscribes = row
+    if is_superuser:
+        return
+    if not replicates:
+        yield Problem(name, f"role {role} may not replicate", f"ALTER ROLE {role} REPLICATION")
+    if not creates:
+        yield Problem(name, f"role {role} may not make publications", f"GRANT CREATE ON DATABASE .. TO {role}")
+    if connection.info.server_version < 160000:
+        yield Problem(name, f"role {role} may not make subscriptions", "before PostgreSQL 16 only a superuser may")
+    elif not subscribes:
+        yield Problem(name, f"role {role} may not make subscriptions", f"GRANT pg_create_subscription TO {role}")
+
+
+def _replication_problems(shard: roster.Shard) -> Iterable[Problem]:
+    """Whether the address speaks the replication protocol, which a pooler does not, and leads to the same server."""
+    try:
+        with engines.connect_replication(shard, "shardwright preflight") as connection:
+            row = connection.execute("IDENTIFY_SYSTEM").fetchone()
+    except (errors.PreconditionError, psycopg.Error) as error:
+        said = (
+            error.message
+            if isinstance(error, errors.PreconditionError)
+            else engines.redact(" ".join(str(error).split()))
+        )
+        yield Problem(
+            shard.name, f"no replication connection: {said}", "give the server's own address, and let it in pg_hba.conf"
+        )
+        return
+    if row is None or str(row[0]) != shard.system_identifier:
+        yield Problem(shard.name, "replication leads to another server", "correct the shard's connection string")
 
 
 def _same_text_problems(connections: dict[str, psycopg.Connection]) -> Iterable[Problem]:

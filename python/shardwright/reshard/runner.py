@@ -20,7 +20,7 @@ from shardwright import engines, errors
 from shardwright.catalog import operations
 from shardwright.catalog.operations import Operation
 from shardwright.reshard import failpoints
-from shardwright.reshard.phases import Event, Goal, Phase, next_event
+from shardwright.reshard.phases import TRANSITIONS, Event, Goal, Phase, next_event
 from shardwright.reshard.steps import abort, catch_up, clean_up, copy, prepare, roll_back, switch, verify
 from shardwright.reshard.world import World, log
 
@@ -34,8 +34,8 @@ _WORK: dict[tuple[Phase, Event], tuple[Callable[[World], None], ...]] = {
     (Phase.CATCHING_UP, Event.VERIFY): (catch_up.run, verify.run),
     (Phase.REVERTED, Event.VERIFY): (verify.run,),
     (Phase.VERIFIED, Event.VERIFY): (verify.run,),
+    (Phase.VERIFIED, Event.SWITCH): (switch.check,),
     (Phase.SWITCHED, Event.VERIFY): (verify.run,),
-    (Phase.VERIFIED, Event.SWITCH): (switch.require_certificates,),
     (Phase.SWITCHING, Event.SWITCH): (switch.run,),
     (Phase.REVERTING, Event.ROLL_BACK): (roll_back.run,),
     (Phase.CLEANING, Event.FINISH): (clean_up.run,),
@@ -119,7 +119,7 @@ def _work(world: World, once: Event | None) -> Operation:
             try:
                 step(world)
             except errors.StreamStalled as error:
-                if error.facts.get("state") != "lost" or phase is not Phase.CATCHING_UP:
+                if error.facts.get("state") != "lost" or (phase, Event.COPY) not in TRANSITIONS:
                     raise
                 # what a lost slot did not send cannot be had from a new one
                 event = Event.COPY

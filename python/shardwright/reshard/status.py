@@ -11,7 +11,7 @@ import psycopg
 
 from shardwright.catalog import operations
 from shardwright.catalog.operations import Handover, Operation
-from shardwright.reshard.phases import OWNS, SENTENCES, Goal, Phase, allowed_goals, next_event
+from shardwright.reshard.phases import OWNS, REVERSE, SENTENCES, Goal, Phase, Resource, allowed_goals, next_event
 
 
 @dataclass(frozen=True)
@@ -173,10 +173,20 @@ def of(catalog: psycopg.Connection, operation: int) -> Status:
         worker=found.lease_holder if alive else None,
         resumed=found.resumed,
         error=found.error,
-        left_behind=tuple(sorted(resource.value for resource in OWNS[phase])),
+        left_behind=tuple(sorted(resource.value for resource in _left_behind(phase, [row[0] for row in events]))),
         next_steps=tuple(_next_steps(found, phase, alive)),
         history=tuple((row[0], row[1]) for row in events),
     )
+
+
+def _left_behind(phase: Phase, passed: list[str]) -> frozenset[Resource]:
+    """What may be on the shards: a way back only where a switch was begun, copies only where a copy was."""
+    may_be = OWNS[phase]
+    if Phase.SWITCHING not in passed:
+        may_be -= REVERSE
+    if Phase.COPYING not in passed:
+        may_be -= {Resource.COPIES, Resource.FORWARD_SLOT, Resource.FORWARD_SUBSCRIPTION}
+    return may_be
 
 
 def _rate(amount: int, seconds: float) -> float | None:

@@ -15,10 +15,29 @@ import psycopg
 from psycopg import sql
 
 from shardwright import engines, errors
+from shardwright.catalog.operations import Move
 from shardwright.catalog.roster import Shard
 from shardwright.reshard.world import World
 from shardwright.routing.multirange import Multirange
 from shardwright.routing.predicates import GuardedTable, owned_sql, quote_identifier, quote_literal
+
+
+def name_of(cluster: str, move: Move, direction: str) -> str:
+    """Name of a move's stream: of its slot, publication, subscription and marker row.
+
+    Args:
+        cluster: the cluster's id.
+        move: whose stream.
+        direction: ``forward`` (source to target) or ``back``.
+    """
+    tag = cluster.replace("-", "")[:8]
+    return f"sw_{tag}_{move.operation}_{move.id}_{'f' if direction == 'forward' else 'r'}"
+
+
+def is_lost(publisher: psycopg.Connection, name: str) -> bool:
+    """Whether a stream's slot is gone or was invalidated: what it did not send cannot be had any more."""
+    row = publisher.execute("SELECT wal_status FROM pg_replication_slots WHERE slot_name = %s", (name,)).fetchone()
+    return row is None or row[0] == "lost"
 
 
 def set_publication(
@@ -220,18 +239,6 @@ def wait_for_marker(connection: psycopg.Connection, name: str, value: int, secon
         if time.monotonic() > deadline:
             return False
         time.sleep(0.0005)
-
-
-def flush_arrived(connection: psycopg.Connection, name: str) -> None:
-    """Make durable on the subscribing side what was applied so far; apply workers commit asynchronously.
-
-    Source: pg_replication_origin_progress(node, flush) in the PostgreSQL documentation, "Replication Management Functions".
-    """
-    connection.execute(
-        "SELECT pg_replication_origin_progress('pg_' || s.oid, true) FROM pg_subscription s "
-        "JOIN pg_database d ON d.oid = s.subdbid WHERE s.subname = %s AND d.datname = current_database()",
-        (name,),
-    )
 
 
 @dataclass(frozen=True)

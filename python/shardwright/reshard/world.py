@@ -43,10 +43,7 @@ class World:
         self.shards = {shard.name: shard for shard in roster.list_shards(self.catalog)}
         self.keyspaces = {keyspace.name: keyspace for keyspace in maps.load_map(self.catalog).keyspaces}
         self.registered = tables.list_tables(self.catalog)
-        row = self.catalog.execute("SELECT left(replace(id::text, '-', ''), 8) FROM shardwright.cluster").fetchone()
-        if row is None:
-            raise errors.CatalogOlder("the catalog has no cluster", fix="shardwright init")
-        self.cluster_tag: str = row[0]
+        self.cluster = roster.cluster_id(self.catalog)
         self._connections: dict[tuple[str, bool], psycopg.Connection] = {}
 
     def close(self) -> None:
@@ -89,15 +86,6 @@ class World:
     def move(self, number: int) -> Move:
         """The move of that number, as last read."""
         return next(move for move in self.operation.moves if move.id == number)
-
-    def stream_name(self, move: Move, direction: str) -> str:
-        """Name of a move's stream: of its slot, publication, subscription and marker row.
-
-        Args:
-            move: whose stream.
-            direction: ``forward`` (source to target) or ``back``.
-        """
-        return f"sw_{self.cluster_tag}_{move.operation}_{move.id}_{'f' if direction == 'forward' else 'r'}"
 
     def keyspace(self, move: Move) -> Keyspace:
         """The keyspace of a move."""
@@ -182,10 +170,18 @@ class World:
             ):
                 if lock_timeout_ms:
                     connection.execute(f"SET LOCAL lock_timeout = {int(lock_timeout_ms)}".encode())
+                    # autovacuum steps aside for who has waited this long, where the role may set it (superusers may)
+                    connection.execute(
+                        "SELECT set_config('deadlock_timeout', '20ms', true) "
+                        "WHERE has_parameter_privilege('deadlock_timeout', 'SET')"
+                    )
                 connection.execute("SELECT shardwright.hold(%s, %s)", (self.operation.id, self.operation.op_epoch))
                 yield connection
         except psycopg.errors.LockNotAvailable as error:
-            raise errors.LockTimeout(f"a lock on shard {name} was not had in {lock_timeout_ms} ms") from error
+            raise errors.LockTimeout(
+                f"a lock on shard {name} was not had in {lock_timeout_ms} ms",
+                fix=f"let the transactions that write there end, then: shardwright reshard resume {self.operation.id}",
+            ) from error
 
     @contextlib.contextmanager
     def _superseded_as_error(self) -> Iterator[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shardwright import errors
-from shardwright.catalog import ddl
+from shardwright.catalog import ddl, roster
 from shardwright.reshard import cleaning, fence
 from shardwright.reshard.failpoints import reach
 from shardwright.reshard.world import World
@@ -21,6 +21,9 @@ def run(world: World) -> None:
             raise errors.InvariantFailed(f"move {move.id} is served by {move.target} in part: roll back first")
         cleaning.drop_streams(world, move)
     reach("abort.streams_dropped")
+    with roster.changing(world.catalog, patience=60):
+        for move in world.operation.moves:
+            fence.forget_stale_ranges(world, move)
     for move in world.operation.moves:
         _lift_fence(world, move.source, move.keyspace, move.points)
         cleaning.delete_rows(world, move, move.target, move.points, world.on_progress)

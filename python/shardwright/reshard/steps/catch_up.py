@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from shardwright import errors
 from shardwright.catalog import operations
 from shardwright.reshard import streams
 from shardwright.reshard.failpoints import reach
@@ -21,11 +22,11 @@ def run(world: World) -> None:
     """
     for move in world.operation.moves:
         with world.change(move.target) as connection:
-            streams.subscribe(connection, world.stream_name(move, "forward"), world.shards[move.source])
+            streams.subscribe(connection, streams.name_of(world.cluster, move, "forward"), world.shards[move.source])
     reach("catch_up.subscribed")
     limit = float(world.operation.settings.get("catch_up_seconds", 86400))
     for move in world.operation.moves:
-        name = world.stream_name(move, "forward")
+        name = streams.name_of(world.cluster, move, "forward")
         deadline = time.monotonic() + limit
         while True:
             passed = streams.round_trip(world, move.source, move.target, name, max(1.0, deadline - time.monotonic()))
@@ -34,4 +35,9 @@ def run(world: World) -> None:
             world.on_progress()
             if passed < QUICK_SECONDS:
                 break
+            if time.monotonic() > deadline:
+                raise errors.StreamStalled(
+                    f"{move.target} did not catch up in {limit:.0f} s: a marker takes {passed:.1f} s, {found.lag_bytes} bytes",
+                    fix=f"lessen the load, then: shardwright reshard resume {world.operation.id}",
+                )
     reach("catch_up.caught_up")

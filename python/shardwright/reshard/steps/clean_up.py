@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 
-from shardwright.reshard import cleaning, fence
+from shardwright import errors
+from shardwright.catalog import roster
+from shardwright.reshard import cleaning, fence, streams
 from shardwright.reshard.failpoints import reach
 from shardwright.reshard.world import World
 
@@ -19,7 +21,9 @@ def run(world: World) -> None:
     """
     for move in world.operation.moves:
         if _control_row_left(world, move.source):
-            fence.settle(world, move, reverse=_has_way_back(world, move.target, world.stream_name(move, "back")))
+            fence.settle(
+                world, move, reverse=_has_way_back(world, move.target, streams.name_of(world.cluster, move, "back"))
+            )
     _wait_for_routers(world)
     for move in world.operation.moves:
         cleaning.drop_streams(world, move)
@@ -29,6 +33,7 @@ def run(world: World) -> None:
     reach("clean_up.deleted")
     for move in world.operation.moves:
         cleaning.forget_ranges(world, move, move.source, move.points)
+    roster.keep_weights(world.catalog, world.operation.request)
     cleaning.let_go(world)
 
 
@@ -52,13 +57,21 @@ def _has_way_back(world: World, shard: str, name: str) -> bool:
 
 def _wait_for_routers(world: World) -> None:
     """Wait until every live router has the operation's last map, or is gone; enter() keeps the others safe meanwhile."""
+    limit = float(world.operation.settings.get("router_seconds", 600))
+    deadline = time.monotonic() + limit
     while True:
         row = world.catalog.execute(
-            "SELECT count(*) FROM shardwright.routers WHERE seen_at > clock_timestamp() - make_interval(secs => %s) "
+            "SELECT count(*), string_agg(application || ' on ' || host || ' pid ' || pid, ', ') "
+            "FROM shardwright.routers WHERE seen_at > clock_timestamp() - make_interval(secs => %s) "
             "AND map_version < (SELECT max(version) FROM shardwright.map_versions WHERE operation = %s)",
             (ROUTER_GONE_SECONDS, world.operation.id),
         ).fetchone()
         if row is None or row[0] == 0:
             return
+        if time.monotonic() > deadline:
+            raise errors.NotDrained(
+                f"{row[0]} routers are alive and did not take the new shard map in {limit:.0f} s: {row[1]}",
+                fix=f"end them, then: shardwright reshard resume {world.operation.id}",
+            )
         world.on_progress()
         time.sleep(0.2)

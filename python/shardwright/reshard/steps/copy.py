@@ -17,7 +17,7 @@ from shardwright.catalog.tables import RegisteredTable
 from shardwright.reshard import cleaning, pump, streams
 from shardwright.reshard.failpoints import reach
 from shardwright.reshard.pump import Progress
-from shardwright.reshard.world import World
+from shardwright.reshard.world import World, log
 
 
 def run(world: World) -> None:
@@ -60,7 +60,7 @@ def run(world: World) -> None:
 
 def _start_over(world: World, move: Move) -> None:
     """Take away what an earlier try of the copy left."""
-    name = world.stream_name(move, "forward")
+    name = streams.name_of(world.cluster, move, "forward")
     if move.served_by_target():
         raise errors.InvariantFailed(f"move {move.id} is served by its target in part; it cannot be copied again")
     with world.change(move.target) as connection:
@@ -82,7 +82,7 @@ def _snapshot(world: World, move: Move, held: ExitStack) -> str:
     replication = held.enter_context(engines.connect_replication(world.shards[move.source], world.application_name))
     with world.change(move.source):
         pass  # the token is checked; the slot itself cannot be made in that transaction
-    return streams.make_slot(replication, world.stream_name(move, "forward"))
+    return streams.make_slot(replication, streams.name_of(world.cluster, move, "forward"))
 
 
 def _drop_keys(world: World) -> list[tuple[str, RegisteredTable]]:
@@ -120,5 +120,8 @@ def _record(world: World, progress: dict[int, Progress]) -> None:
                 world.catalog, number, rows_done=done.rows, bytes_done=done.bytes, copy_seconds=done.seconds
             )
     except psycopg.OperationalError:
-        # the copy itself does not need the catalog; the next report may reach it
-        world.reconnect_catalog()
+        # the copy itself does not need the catalog; a later report may reach it
+        try:
+            world.reconnect_catalog()
+        except errors.CannotConnect:
+            log.warning("the catalog is away; the copy goes on")

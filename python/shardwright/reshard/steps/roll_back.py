@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shardwright.reshard import compare, fence
+from shardwright.reshard import compare, fence, streams
 from shardwright.reshard.failpoints import reach
 from shardwright.reshard.world import World
 
@@ -18,7 +18,7 @@ def run(world: World) -> None:
     for move in world.operation.moves:
         has_way_back = (
             world.shard(move.target)
-            .execute("SELECT FROM pg_publication WHERE pubname = %s", (world.stream_name(move, "back"),))
+            .execute("SELECT FROM pg_publication WHERE pubname = %s", (streams.name_of(world.cluster, move, "back"),))
             .fetchone()
         )
         fence.settle(world, move, reverse=has_way_back is not None)

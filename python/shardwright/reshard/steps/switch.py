@@ -7,7 +7,8 @@ from shardwright.catalog import operations
 from shardwright.catalog.operations import Move
 from shardwright.reshard import fence, streams
 from shardwright.reshard.failpoints import reach
-from shardwright.reshard.world import World
+from shardwright.reshard.phases import Goal
+from shardwright.reshard.world import World, log
 from shardwright.routing.multirange import Multirange
 
 #: A certificate older than this many seconds does not allow a switch.
@@ -32,6 +33,18 @@ def run(world: World) -> None:
                     fence.hand_over(world, move, batch, "forward")
                     world.refresh()
                     world.on_progress()
+
+
+def check(world: World) -> None:
+    """See that a switch can go through, while nothing has been handed over and all can still be copied again.
+
+    Raises:
+        NotVerified: a move has no fresh certificate without differences.
+        StreamStalled: a stream does not keep in step; ``facts["state"]`` is ``lost`` where it must be copied again.
+    """
+    require_certificates(world)
+    for move in world.operation.moves:
+        streams.round_trip(world, move.source, move.target, streams.name_of(world.cluster, move, "forward"), 60)
 
 
 def require_certificates(world: World) -> None:
@@ -60,8 +73,9 @@ def _require_certificate(world: World, move: Move) -> None:
 
 def _make_way_back(world: World, move: Move) -> None:
     """The reverse stream exists, and runs, before the target is opened: else writes between the two would be lost to it."""
-    _publish_way_back(world, move)
-    name = world.stream_name(move, "back")
+    if not _publish_way_back(world, move):
+        return
+    name = streams.name_of(world.cluster, move, "back")
     streams.make_slot_here(world.shard(move.target), name)
     reach("switch.reverse_slot")
     with world.change(move.source) as connection:
@@ -70,21 +84,36 @@ def _make_way_back(world: World, move: Move) -> None:
     reach("switch.reverse_subscribed")
 
 
-def _publish_way_back(world: World, move: Move) -> None:
-    """The reverse publication comes before its slot; a slot that was lost after the first commit cannot be made up for."""
-    name = world.stream_name(move, "back")
-    made = world.shard(move.target).execute("SELECT FROM pg_replication_slots WHERE slot_name = %s", (name,)).fetchone()
-    if made is None:
-        if move.served_by_target():
+def _publish_way_back(world: World, move: Move) -> bool:
+    """Make the reverse publication, which comes before its slot.
+
+    Returns:
+        False where the way back was lost after the first commit, and the operator wants to finish without it.
+
+    Raises:
+        StreamStalled: it was lost, and the operation is not to be finished.
+    """
+    name = streams.name_of(world.cluster, move, "back")
+    lost = False
+    if (
+        world.shard(move.target).execute("SELECT FROM pg_replication_slots WHERE slot_name = %s", (name,)).fetchone()
+        is None
+    ):
+        lost = bool(move.served_by_target())
+        if lost and world.operation.goal != Goal.DONE:
             raise errors.StreamStalled(
-                f"the way back of move {move.id} was lost: slot {name} is gone",
-                fix=f"rolling back is not possible any more; shardwright reshard finish {world.operation.id}",
+                f"the way back of move {move.id} was lost: slot {name} is gone, and rolling back is not possible any more",
+                fix=f"go forward without it: shardwright reshard finish {world.operation.id}",
             )
-        with world.change(move.target) as connection:
-            streams.forget_marker(connection, name)
-            streams.set_publication(connection, name, world.guarded(move.keyspace), Multirange(()))
-        with world.change(move.source) as connection:
-            streams.drop_subscription(connection, name)
-            streams.forget_marker(connection, name)
-        reach("switch.reverse_publication")
+        if lost:
+            log.warning("move %d goes forward without a way back: slot %s is gone", move.id, name)
+        else:
+            with world.change(move.target) as connection:
+                streams.forget_marker(connection, name)
+                streams.set_publication(connection, name, world.guarded(move.keyspace), Multirange(()))
+            with world.change(move.source) as connection:
+                streams.drop_subscription(connection, name)
+                streams.forget_marker(connection, name)
+            reach("switch.reverse_publication")
     fence.settle(world, move, reverse=True)
+    return not lost
