@@ -31,7 +31,7 @@ def demo(
     pg_bin: Path | None = None,
     keep: Path | None = None,
     seed: int = 1,
-    rate: Annotated[float, Parameter(help="Transactions a second of each client process.")] = 50.0,
+    rate: Annotated[float, Parameter(help="Transactions a second of each client process.")] = 40.0,
     common: Common = DEFAULTS,
 ) -> Answer:
     """Start real servers, load a public data set, and take two shards to three under load.
@@ -52,7 +52,7 @@ def demo(
             f"the demo needs the package {error.name}", fix="pip install 'shardwright[demo]'"
         ) from error
     if rate <= 0:
-        raise errors.BadOption(f"a rate of {rate} is no rate", fix="give --rate 50")
+        raise errors.BadOption(f"a rate of {rate} is no rate", fix="give --rate 40")
     with _audience(common.output) as audience:
         made = run(Options(pg_bin=pg_bin, seed=seed, rate=rate, keep=keep), audience)
     return Answer(made.as_json(), list(_shown(made, keep)), next_steps=None, exit_code=0 if made.ok else 1)

@@ -51,7 +51,7 @@ class Options:
 
     pg_bin: Path | None = None
     seed: int = 1
-    rate: float = 50.0
+    rate: float = 40.0
     keep: Path | None = None
     settle: float = 1.5
 
