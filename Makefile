@@ -18,7 +18,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # What is compiled into the extension. Python files are used where they are.
 SOURCES := pyproject.toml $(wildcard Cargo.*) $(shell find rust migrations -type f)
-PYTEST := $(BIN)/python -m pytest
+# Two at a time: most tests wait for a server. Say WORKERS=0 to see them one after the other.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
 
 .PHONY: help demo test test-all test-oldest check gates bench wheel mutants docs fmt clean
 

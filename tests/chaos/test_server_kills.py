@@ -22,7 +22,7 @@ def apart(server_factory: Callable[..., Server]) -> tuple[Small, dict[str, Serve
     return load_small(catalog.create_database("catalog"), dsns), servers
 
 
-@pytest.mark.parametrize("outcome", ["done", "aborted"])
+@pytest.mark.parametrize("outcome", ["done", pytest.param("aborted", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("victim", ["s1", "s3"])
 @pytest.mark.parametrize(
     "failpoint",

@@ -139,7 +139,7 @@ EXPECTED = [shardwright.point(number) for number in NUMBERS]
         memoryview(array.array("q", NUMBERS)),
         np.array([NUMBERS, NUMBERS]).T[:, 1],
     ],
-    ids=repr,
+    ids=lambda keys: f"{type(keys).__name__} {getattr(keys, 'typecode', getattr(keys, 'dtype', ''))}".strip(),
 )
 def test_many_keys(keys: Iterable[Any]) -> None:
     assert shardwright.points(keys) == EXPECTED
