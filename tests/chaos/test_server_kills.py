@@ -10,14 +10,15 @@ from fix_chaos import Workers
 from fix_resharding import Small, load_small
 from shardwright.catalog import maps
 from shardwright.reshard import operate
-from shardwright.servers import Server
+from shardwright.servers import Server, start_all
 
 
 @pytest.fixture
 def apart(server_factory: Callable[..., Server]) -> tuple[Small, dict[str, Server]]:
     """The small cluster with each shard on a server of its own; fsync is on where servers are killed."""
-    servers = {name: server_factory(fsync=True) for name in ("s1", "s2", "s3")}
-    catalog = server_factory()
+    servers = {name: server_factory(fsync=True, start=False) for name in ("s1", "s2", "s3")}
+    catalog = server_factory(start=False)
+    start_all([catalog, *servers.values()])
     dsns = {name: server.dsn("postgres") for name, server in servers.items()}
     return load_small(catalog.create_database("catalog"), dsns), servers
 
