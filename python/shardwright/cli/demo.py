@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
@@ -53,7 +55,7 @@ def demo(
         ) from error
     if rate <= 0:
         raise errors.BadOption(f"a rate of {rate} is no rate", fix="give --rate 40")
-    with _audience(common.output) as audience:
+    with _Interrupts() as interrupts, _audience(common.output, interrupts.check) as audience:
         made = run(Options(pg_bin=pg_bin, seed=seed, rate=rate, keep=keep), audience)
     return Answer(made.as_json(), list(_shown(made, keep)), next_steps=None, exit_code=0 if made.ok else 1)
 
@@ -69,14 +71,45 @@ def _shown(made: Result, keep: Path | None) -> Iterator[Part]:
         yield f"the cluster still runs: shardwright dev down --dir {keep} --purge"
 
 
+class _Interrupts:
+    """Ctrl-C, SIGTERM and SIGHUP: each raises KeyboardInterrupt at once, and is remembered.
+
+    A signal may be handled while Python runs a finaliser, which swallows what the handler raises. So the demo asks, too.
+    """
+
+    def __enter__(self) -> _Interrupts:
+        self._seen = False
+        self._before = {
+            number: signal.signal(number, self._interrupt)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            if signal.getsignal(number) not in (signal.SIG_IGN, None)
+        }
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._seen = True
+        raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if a signal has come."""
+        if self._seen:
+            raise KeyboardInterrupt
+
+
 class _Lines:
     """Tells an audience that reads a pipe: a line for each stage and fact, with the seconds since the start."""
 
-    def __init__(self, output: Output) -> None:
+    def __init__(self, output: Output, check: Callable[[], None]) -> None:
         self._output = output
+        self.check = check
         self._started = time.monotonic()
 
     def stage(self, text: str) -> None:
+        self.check()
         self._output.note(f"[{time.monotonic() - self._started:5.1f} s] {text}")
 
     def fact(self, text: str) -> None:
@@ -89,12 +122,14 @@ class _Lines:
 class _Screen:
     """Tells people at a terminal: stages and facts go by, and the last line lives."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, check: Callable[[], None]) -> None:
         self._progress = progress
+        self.check = check
         self._started = time.monotonic()
         self._live = progress.add_task("", total=None)
 
     def stage(self, text: str) -> None:
+        self.check()
         at = f"[{time.monotonic() - self._started:5.1f} s]"
         self._progress.console.print(f"{at} {text}", style="bold", highlight=False, markup=False)
         self._progress.reset(self._live, description="")
@@ -114,9 +149,9 @@ class _Screen:
 
 
 @contextmanager
-def _audience(output: Output) -> Iterator[Audience]:
+def _audience(output: Output, check: Callable[[], None]) -> Iterator[Audience]:
     if not sys.stderr.isatty():
-        yield _Lines(output)
+        yield _Lines(output, check)
         return
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -124,4 +159,4 @@ def _audience(output: Output) -> Iterator[Audience]:
     columns = SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False)
     console = Console(file=sys.stderr)
     with Progress(*columns, console=console, transient=True, refresh_per_second=4) as progress:
-        yield _Screen(progress)
+        yield _Screen(progress, check)

@@ -41,6 +41,9 @@ class Audience(Protocol):
     def status(self, now: Status) -> None:
         """How the operation does; often."""
 
+    def check(self) -> None:
+        """Called often: raises to end the demo. (A KeyboardInterrupt alone may be lost in a finaliser.)"""
+
 
 class Operator:
     """One operation, worked on by a worker process. As a context manager it ends the worker."""
@@ -107,6 +110,7 @@ class Operator:
         deadline = time.monotonic() + PATIENCE_S
         while True:
             now = status.of(self._catalog, self.operation)
+            self._audience.check()
             self._audience.status(now)
             if now.phase == goal:
                 return now

@@ -228,6 +228,7 @@ class _Demo:
         """Let the application work alone for a while."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
+            self._audience.check()
             self._working().check_alive()
             time.sleep(0.1)
 
