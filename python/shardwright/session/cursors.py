@@ -43,14 +43,14 @@ class GuardedCursor(psycopg.Cursor[Any]):
         self, query: Query, params: Params | None = None, *, prepare: bool | None = None, binary: bool | None = None
     ) -> PQGen[None]:
         conn = self._conn
-        conn.note_statement(query)
+        kind = conn.note_statement(query)
         asks = conn.wrote and conn.xact_id is None and not conn._autocommit
         if conn._pipeline or not (asks or conn._needs_ahead()):
             yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
         else:
             yield from self._execute_in_one_flush(query, params, prepare, binary, asks)
         conn.has_run = True
-        conn.note_savepoint(query)
+        conn.note_savepoint(kind)
 
     def _execute_in_one_flush(
         self, query: Query, params: Params | None, prepare: bool | None, binary: bool | None, asks: bool

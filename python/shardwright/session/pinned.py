@@ -42,10 +42,11 @@ class Pinned:
         self._strict = strict
         self._options = options
         self._ahead = False
-        route = self._cluster.map.route(keyspace, key)
-        self._shard = route.shard
+        self._map = self._cluster.map
+        self._route = self._map.route(keyspace, key)
+        #: the range that the transaction holds, or that the next one will ask for
         self._held: Range | None = None
-        self._engine = opening.SessionEngine(self._cluster.engine(route.shard), self._connect)
+        self._engine = opening.SessionEngine(self._cluster.engine(self._route.shard), self._connect)
 
     # ------------------------------------------------------------------ connections
 
@@ -71,19 +72,18 @@ class Pinned:
         """Begin on the shard that serves the key, wherever that is by now."""
         patience = None
         while True:
-            shard_map = self._cluster.map
-            route = shard_map.route(self._keyspace, self._key)
-            engine.follow(self._cluster.engine(route.shard))
-            self._shard = route.shard
+            if self._map is not self._cluster.map:
+                self._map = self._cluster.map
+                self._route = self._map.route(self._keyspace, self._key)
+                self._held = None
+            engine.follow(self._cluster.engine(self._route.shard))
             try:
                 connection = engine.checkout(self._options)
-                opening.begin(connection, (route.range_id,) if self._strict else (), ahead=self._ahead)
+                opening.begin(connection, (self._route.range_id,) if self._strict else (), ahead=self._ahead)
+                return connection
             except (EntryRefused, ConnectionLost) as refused:
                 patience = patience or self._cluster.patience()
-                patience.after(refused, route.map_version)
-            else:
-                self._held = shard_map.route_point(self._keyspace, route.point)
-                return connection
+                patience.after(refused, self._route.map_version)
 
     # ------------------------------------------------------------------ statements
 
@@ -130,28 +130,26 @@ class Pinned:
                 fix="name the shard key in it, or use a session without a key",
             )
         for schema, name, declared in plan.others:
-            if declared.kind == "global" and declared.home != self._shard:
+            if declared.kind == "global" and declared.home != self._route.shard:
                 raise errors.KeyOutsideSession(
                     f"table {name} lives on shard {declared.home}; this session is pinned to key {self._key!r} "
-                    f"on shard {self._shard}",
+                    f"on shard {self._route.shard}",
                     fix="use a session without a key",
                 )
-            if plan.target is not None and plan.target[:2] == (schema, name) and declared.home != self._shard:
-                raise _away_from_home(name, declared.home, self._shard)
+            if plan.target is not None and plan.target[:2] == (schema, name) and declared.home != self._route.shard:
+                raise _away_from_home(name, declared.home, self._route.shard)
         return plan
 
     def _check_key(self, keyspace: str, key: Any) -> None:
         if key == self._key and keyspace == self._keyspace and type(key) is type(self._key):
             return
-        shard_map = self._cluster.map
-        other = shard_map.route(keyspace, key)
         if keyspace == self._keyspace:
             if self._strict:
-                # What is held tells more than the map: begin, so that it cannot change between here and there.
+                # What is held counts and not the newest map: begin, so that it cannot change between here and there.
                 self._session.connection()
-            own = shard_map.route(self._keyspace, self._key)
-            held = self._held or shard_map.route_point(self._keyspace, own.point)
-            if other.point in held.points():
+            if self._held is None:
+                self._held = self._map.route_point(keyspace, self._route.point)
+            if self._map.route(keyspace, key).point in self._held.points():
                 return
         raise errors.KeyOutsideSession(
             f"key {key!r} of keyspace {keyspace} is in another range than key {self._key!r} of keyspace "
@@ -183,8 +181,8 @@ class Pinned:
         found = self._cluster.mapped_key(mapper)
         if found.declaration.kind == "sharded":
             self._check_key(found.declaration.keyspace or "", found.of(sa.inspect(instance)))
-        elif found.declaration.home != self._shard:
-            raise _away_from_home(found.table[1], found.declaration.home, self._shard)
+        elif found.declaration.home != self._route.shard:
+            raise _away_from_home(found.table[1], found.declaration.home, self._route.shard)
 
     def check_use(self, bind: Any) -> None:
         """SQLAlchemy is about to use a bind."""

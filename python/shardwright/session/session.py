@@ -158,6 +158,8 @@ class ShardSession(Session):
 
     def flush(self, objects: Sequence[Any] | None = None) -> None:
         """As `Session.flush`; each object goes to the shard of its key."""
+        if self._is_clean():
+            return
         before = self.connection_callable
         self.connection_callable = self._way.connection_for
         try:
@@ -195,7 +197,9 @@ def _before_commit(session: Session) -> None:
 
 def _take_transaction_options(options: dict[str, Any]) -> dict[str, Any]:
     """Take out of a session's execution options (SQLAlchemy 2.1) those that must be set before BEGIN."""
-    given = dict(options.pop("execution_options", None) or {})
+    if "execution_options" not in options:
+        return {}
+    given = dict(options.pop("execution_options") or {})
     taken = {name: given.pop(name) for name in TRANSACTION_OPTIONS & set(given)}
     if given:
         options["execution_options"] = given
@@ -205,6 +209,8 @@ def _take_transaction_options(options: dict[str, Any]) -> dict[str, Any]:
 def _keyspace(cluster: Cluster, name: str | None, model: Any) -> str:
     """The keyspace that a session's key belongs to."""
     keyspaces = cluster.map.keyspaces
+    if name is None and model is None and len(keyspaces) == 1:
+        return keyspaces[0].name
     if model is not None:
         table = model if isinstance(model, selectable.TableClause) else model.__table__
         declared = cluster.declaration(table)
@@ -213,8 +219,6 @@ def _keyspace(cluster: Cluster, name: str | None, model: Any) -> str:
         name = declared.keyspace
     if name is not None:
         return cluster.map.keyspace(name).name
-    if len(keyspaces) == 1:
-        return keyspaces[0].name
     if not keyspaces:
         raise errors.UnknownKeyspace("the cluster has no keyspace yet", fix="shardwright keyspace create NAME")
     known = ", ".join(keyspace.name for keyspace in keyspaces)

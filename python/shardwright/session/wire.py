@@ -10,8 +10,10 @@ The pool shares a connection among all keys of its shard: which ranges to enter 
 
 from __future__ import annotations
 
+import enum
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import psycopg
@@ -41,11 +43,46 @@ def enter_sql(ranges: Iterable[int]) -> bytes:
     Args:
         ranges: ids of ranges.
     """
-    calls = [f"shardwright.enter({number})" for number in sorted(ranges)]
-    if len(calls) <= 8:
-        return ("SELECT " + ", ".join(calls)).encode()
-    listed = ",".join(str(number) for number in sorted(ranges))
+    ordered = sorted(ranges)
+    if len(ordered) == 1:
+        return _enter_one(ordered[0])
+    if len(ordered) <= 8:
+        return ("SELECT " + ", ".join(f"shardwright.enter({number})" for number in ordered)).encode()
+    listed = ",".join(map(str, ordered))
     return f"SELECT count(shardwright.enter(r)) FROM pg_catalog.unnest('{{{listed}}}'::int[]) AS r".encode()
+
+
+@lru_cache(8192)
+def _enter_one(number: int) -> bytes:
+    return f"SELECT shardwright.enter({number})".encode()
+
+
+class Kind(enum.Flag):
+    """What must be known of a statement before it is sent; found out once for each text."""
+
+    READS = 0
+    WRITES = enum.auto()
+    SAVEPOINT = enum.auto()
+    UNDOES = enum.auto()
+
+
+@lru_cache(4096)
+def _kind_of(text: str) -> Kind:
+    if not _READS.match(text) or _WRITES_INSIDE.search(text):
+        return Kind.WRITES
+    if found := _SAVEPOINT.match(text):
+        return Kind.SAVEPOINT if found[1][0] in "Ss" else Kind.UNDOES
+    return Kind.READS
+
+
+def kind_of(query: object) -> Kind:
+    """What a statement may do.
+
+    Args:
+        query: its text, or what psycopg takes in its place.
+    """
+    text = query.decode("utf-8", "replace") if isinstance(query, bytes) else query
+    return _kind_of(text) if isinstance(text, str) else Kind.WRITES
 
 
 def may_write(query: object) -> bool:
@@ -54,8 +91,7 @@ def may_write(query: object) -> bool:
     Args:
         query: its text, or what psycopg takes in its place.
     """
-    text = query.decode("utf-8", "replace") if isinstance(query, bytes) else query
-    return not isinstance(text, str) or not _READS.match(text) or bool(_WRITES_INSIDE.search(text))
+    return kind_of(query) is Kind.WRITES
 
 
 def happened_at_entry(error: BaseException) -> bool:
@@ -150,28 +186,27 @@ class GuardedConnection(psycopg.Connection[Any]):
             rows = self.wait(self._enter_all_gen())
         self.served = {name: (Multirange.parse(owned), strangers == "t") for name, owned, strangers in rows}
 
-    def note_savepoint(self, query: object) -> None:
+    def note_savepoint(self, kind: Kind) -> None:
         """Follow savepoints: rolling back to one releases the locks of the ranges that were entered since.
 
         Args:
-            query: the statement that has been executed.
+            kind: of the statement that has been executed.
         """
-        if not isinstance(query, str) or not (found := _SAVEPOINT.match(query)):
-            return
-        if found[1][0] in "Ss":
-            if self._outside_savepoints is None:
-                self._outside_savepoints = set(self._entered)
-        elif self._outside_savepoints is not None:
+        if kind is Kind.SAVEPOINT and self._outside_savepoints is None:
+            self._outside_savepoints = set(self._entered)
+        elif kind is Kind.UNDOES and self._outside_savepoints is not None:
             self._entered = set(self._outside_savepoints)
 
-    def note_statement(self, query: object) -> None:
+    def note_statement(self, query: object) -> Kind:
         """Take note whether a statement may write.
 
         Args:
             query: the statement, as handed to a cursor.
         """
-        if not self.wrote and not self._autocommit and may_write(query):
+        kind = kind_of(query)
+        if kind is Kind.WRITES and not self._autocommit:
             self.wrote = True
+        return kind
 
     def ask_xact_id(self) -> int | None:
         """Ask the server for the transaction's number: None where it has written nothing yet."""

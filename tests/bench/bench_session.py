@@ -1,0 +1,172 @@
+"""A pinned session's point select and insert, against a plain SQLAlchemy Session and SQLAlchemy's ShardedSession.
+
+All on one local server over its socket. They take turns, call by call, so that what else the machine does hits all of
+them; printed are medians and the ratios of medians, and of the limits of the fastest quarter.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import sqlalchemy as sa
+from sqlalchemy.ext.horizontal_shard import ShardedSession
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+
+from shardwright import Cluster, engines, sharded_by
+from shardwright.catalog import models
+from shardwright.servers import Server
+from shardwright.testing.clusters import make_ready
+
+TURNS, WARM_UP, ROWS = 3000, 200, 2000
+
+
+class Base(DeclarativeBase):
+    """Of the benchmark's models."""
+
+
+class Item(Base):
+    """One row a key."""
+
+    __tablename__ = "items"
+    __table_args__ = ({"info": sharded_by("id")},)
+    id: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True, autoincrement=False)
+    name: Mapped[str]
+    score: Mapped[int]
+
+
+Work = Callable[[int], None]
+
+
+def sharded(engines_by_shard: dict[str, sa.Engine], cluster: Cluster) -> sessionmaker[ShardedSession]:
+    """SQLAlchemy's own sharding, with the same map."""
+
+    def of_key(key: int) -> str:
+        return cluster.map.route("users", key).shard
+
+    def choose(_mapper: object, instance: object, clause: object = None) -> str:
+        return of_key(instance.id) if isinstance(instance, Item) else next(iter(engines_by_shard))
+
+    def choose_for_statement(context: object) -> list[str]:
+        return [of_key(context.parameters["key"])]  # type: ignore[attr-defined]
+
+    return sessionmaker(
+        class_=ShardedSession,
+        shard_chooser=choose,
+        identity_chooser=lambda _mapper, key, **_: [of_key(key[0])],
+        execute_chooser=choose_for_statement,
+        shards=engines_by_shard,
+    )
+
+
+def measure(title: str, works: dict[str, Work]) -> None:
+    """Run works in turns, one call each, and print what they took."""
+    keys: Iterator[int] = iter(range(10**9))
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(TURNS + WARM_UP):
+        for name, work in works.items():
+            key = next(keys)
+            start = time.perf_counter()
+            work(key)
+            if turn >= WARM_UP:
+                times[name].append(time.perf_counter() - start)
+    plain = statistics.quantiles(times["plain Session"], n=4)
+    for name, found in times.items():
+        quarter, median, _ = statistics.quantiles(found, n=4)
+        ratios = f"{median / plain[1]:5.2f} of plain (fastest quarter {quarter / plain[0]:.2f})"
+        print(f"  {title:13} {name:30} {median * 1e6:7.0f} us  {ratios}", flush=True)
+
+
+def main() -> None:
+    """Start a server, fill two shards, measure."""
+    directory = Path(tempfile.mkdtemp(prefix="sw-"))
+    directory.chmod(0o755)
+    server = Server(directory / "server", fsync=False, remove_with_owner=directory)
+    server.start()
+    try:
+        run(server)
+    finally:
+        server.stop("immediate")
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def run(server: Server) -> None:
+    """Measure on a running server."""
+    for name in ("catalog", "s1", "s2"):
+        server.create_database(name)
+    dsns = {name: server.socket_dsn(name) or server.dsn(name) for name in ("s1", "s2")}
+    catalog = server.dsn("catalog")
+    make_ready(catalog, dsns)
+    with engines.connect_catalog(catalog) as connection:
+        models.register(connection, Base.metadata)
+    strict = Cluster.connect(catalog)
+    relaxed = Cluster.connect(catalog, reads="relaxed")
+    plain_engines = {
+        name: sa.create_engine(
+            "postgresql+psycopg://", creator=lambda d=dsn: psycopg.connect(d, prepare_threshold=None)
+        )
+        for name, dsn in dsns.items()
+    }
+    plain = plain_engines["s1"]
+    owner = [strict.map.route("users", key).shard for key in range(ROWS)]
+    for name in dsns:
+        with psycopg.connect(dsns[name], autocommit=True) as connection, connection.cursor() as cursor:
+            with cursor.copy("COPY items FROM STDIN") as copy:
+                for key in (key for key in range(ROWS) if owner[key] == name):
+                    copy.write_row((key, f"name {key}", key))
+            connection.execute("VACUUM ANALYZE items")
+    ordinary = sessionmaker(plain)
+    ours, ours_relaxed, theirs = strict.sessionmaker(), relaxed.sessionmaker(), sharded(plain_engines, strict)
+    mine = [key for key in range(ROWS) if owner[key] == "s1"]
+    statement = sa.select(Item.name).where(Item.id == sa.bindparam("key"))
+
+    def select_in(make: Callable[[int], Session]) -> Work:
+        def work(n: int) -> None:
+            key = mine[n % len(mine)]
+            with make(key) as session:
+                session.execute(statement, {"key": key}).one()
+
+        return work
+
+    def get_in(make: Callable[[int], Session]) -> Work:
+        def work(n: int) -> None:
+            key = mine[n % len(mine)]
+            with make(key) as session:
+                session.get_one(Item, key)
+
+        return work
+
+    def insert_in(make: Callable[[int], Session]) -> Work:
+        def work(n: int) -> None:
+            key = keys_on_s1[n]
+            with make(key) as session:
+                session.add(Item(id=key, name="new", score=n))
+                session.commit()
+
+        return work
+
+    total = (TURNS + WARM_UP) * 6
+    keys_on_s1 = [key for key in range(ROWS, ROWS + 3 * total) if strict.map.route("users", key).shard == "s1"]
+    makers: dict[str, Callable[[int], Session]] = {
+        "plain Session": lambda _: ordinary(),
+        "shardwright, pinned": lambda key: ours(key=key),
+        "shardwright, pinned, relaxed": lambda key: ours_relaxed(key=key),
+        "shardwright, routed": lambda _: ours(),
+        "ShardedSession": lambda _: theirs(),
+    }
+    measure("point select", {name: select_in(make) for name, make in makers.items()})
+    measure("get", {name: get_in(make) for name, make in makers.items() if name != "ShardedSession"})
+    measure("insert", {name: insert_in(make) for name, make in makers.items()})
+    for cluster in (strict, relaxed):
+        cluster.close()
+    for engine in plain_engines.values():
+        engine.dispose()
+
+
+if __name__ == "__main__":
+    main()
