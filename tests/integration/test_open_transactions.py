@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from fix_resharding import ROWS, Small
-from shardwright.catalog import maps, operations
+from shardwright.catalog import evidence, maps, operations
 from shardwright.reshard import operate
 
 #: Between its two statements a transaction is idle this long.
@@ -142,7 +142,7 @@ def test_the_way_back_runs_before_the_target_opens(small: Small) -> None:
     operate.drive(small.catalog_dsn, operation, "verified")
     keys = [key for key, _ in _moved_keys(small, operation)]
     written: set[tuple[int, int]] = set()
-    original = operations.record_handover
+    original = evidence.record_handover
 
     def write_at_once(*args: Any) -> None:
         original(*args)
@@ -155,7 +155,7 @@ def test_the_way_back_runs_before_the_target_opens(small: Small) -> None:
         written.add(row)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(operations, "record_handover", write_at_once)
+        patch.setattr(evidence, "record_handover", write_at_once)
         operate.drive(small.catalog_dsn, operation, "switched")
     assert len(written) >= 4
     operate.drive(small.catalog_dsn, operation, "reverted")

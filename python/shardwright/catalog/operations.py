@@ -6,7 +6,6 @@ superseded writes nothing.
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import json
 from collections.abc import Mapping, Sequence
@@ -17,9 +16,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from shardwright import errors
-from shardwright.catalog import maps
 from shardwright.routing.multirange import Multirange
-from shardwright.routing.shard_map import ShardMap
 
 
 @dataclass(frozen=True)
@@ -81,19 +78,6 @@ class Operation:
     created_at: datetime.datetime
     finished_at: datetime.datetime | None
     moves: tuple[Move, ...]
-
-
-@dataclass(frozen=True)
-class Handover:
-    """One hand-over of a batch, forward or back."""
-
-    move: int
-    batch: int
-    direction: str
-    attempts: int
-    map_version: int | None
-    pause_ms: float | None
-    at: datetime.datetime
 
 
 @dataclass(frozen=True)
@@ -312,7 +296,7 @@ def renew(connection: psycopg.Connection, operation: int, op_epoch: int, seconds
         (seconds, operation, op_epoch),
     )
     if done.rowcount != 1:
-        raise _superseded(operation)
+        raise superseded(operation)
 
 
 def release(connection: psycopg.Connection, operation: int, op_epoch: int) -> None:
@@ -361,7 +345,7 @@ def advance(
         (operation, phase, event, op_epoch, json.dumps(detail or {})),
     ).fetchone()
     if row is None or row[0] is None:
-        raise _superseded(operation)
+        raise superseded(operation)
     return str(row[0])
 
 
@@ -383,233 +367,26 @@ def record_progress(connection: psycopg.Connection, move: int, **values: float |
     )
 
 
-# ------------------------------------------------------------------ the map
-
-
-@dataclass(frozen=True)
-class Cut:
-    """One range that is cut into new ones."""
-
-    old_id: int
-    #: The new ranges, as (id, piece); the ids are reserved in the catalog, the ranges not yet written.
-    parts: tuple[tuple[int, Multirange], ...]
-
-
-def reserve_cuts(
-    connection: psycopg.Connection, keyspace_id: int, shard: str, borders: Sequence[Multirange]
-) -> list[Cut]:
-    """Find which of a shard's ranges must be cut so that each set of `borders` is made of whole ranges.
-
-    Ids are reserved so that the shard can know the new ranges before the shard map names them. Nothing is written.
-    """
-    rows = connection.execute(
-        "SELECT id, int8multirange(points)::text FROM shardwright.ranges WHERE keyspace = %s AND shard = %s ORDER BY points",
-        (keyspace_id, shard),
-    ).fetchall()
-    cuts = []
-    for number, literal in rows:
-        parts = [Multirange.parse(literal)]
-        for border in borders:
-            parts = [part for whole in parts for part in (whole & border, whole - border) if part]
-        pieces = sorted(
-            (piece for part in parts for piece in part.pieces), key=lambda piece: (piece[0] is not None, piece[0] or 0)
-        )
-        if len(pieces) > 1:
-            ids = connection.execute(
-                "SELECT nextval(pg_get_serial_sequence('shardwright.ranges', 'id'))::int FROM generate_series(1, %s)",
-                (len(pieces),),
-            ).fetchall()
-            cuts.append(
-                Cut(number, tuple((row[0], Multirange((piece,))) for row, piece in zip(ids, pieces, strict=True)))
-            )
-    return cuts
-
-
-def commit_cuts(connection: psycopg.Connection, operation: int, op_epoch: int, cuts: Sequence[Cut]) -> None:
-    """Write cuts into the shard map; owners stay.
+def check_token(connection: psycopg.Connection, operation: int, op_epoch: int) -> None:
+    """Hold the operation's row until the transaction ends, if its op_epoch is still the caller's.
 
     Raises:
         Superseded: another worker took the operation over.
-        OperationConflict: one of the ranges changed since the ids were reserved.
     """
-    if not cuts:
-        return
-    with connection.transaction():
-        _check_token(connection, operation, op_epoch)
-        for cut in cuts:
-            gone = connection.execute(
-                "DELETE FROM shardwright.ranges WHERE id = %s RETURNING keyspace, shard", (cut.old_id,)
-            ).fetchone()
-            if gone is None:
-                raise errors.OperationConflict(f"range {cut.old_id} changed meanwhile", fix="run the command again")
-            for number, piece in cut.parts:
-                connection.execute(
-                    "INSERT INTO shardwright.ranges (id, keyspace, points, shard) OVERRIDING SYSTEM VALUE "
-                    "SELECT %s, %s, unnest(%s::int8multirange), %s",
-                    (number, gone[0], piece.literal(), gone[1]),
-                )
-        maps.write_version(connection, f"ranges cut for operation {operation}", operation)
-
-
-def commit_batch(
-    connection: psycopg.Connection, operation: Operation, move: Move, batch: Batch, shard_map: ShardMap, direction: str
-) -> int:
-    """Give a batch's ranges to the other side in the shard map: the only point of no return.
-
-    Args:
-        connection: to the catalog.
-        operation: with the caller's op_epoch and the phase it stands in.
-        move: whose batch.
-        batch: what is handed over.
-        shard_map: the newest map that the caller knows; where a newer one was written since, it is read anew.
-        direction: ``forward`` or ``back``.
-
-    Returns:
-        The new map version.
-
-    Raises:
-        Superseded: another worker took the operation over; nothing was committed.
-        InvariantFailed: the giver does not own the batch by the shard map; nothing was committed.
-    """
-    while True:
-        try:
-            return _commit_batch(connection, operation, move, batch, shard_map, direction)
-        except psycopg.errors.UniqueViolation:
-            newer = maps.load_map(connection)
-            if newer.version <= shard_map.version:
-                raise
-            shard_map = newer
-
-
-def _commit_batch(
-    connection: psycopg.Connection, operation: Operation, move: Move, batch: Batch, shard_map: ShardMap, direction: str
-) -> int:
-    giver, taker = (move.source, move.target) if direction == "forward" else (move.target, move.source)
-    going = {r.id for r in shard_map.ranges_of(move.keyspace) if not r.points() - batch.points}
-    written = ShardMap(
-        shard_map.version + 1,
-        shard_map.keyspaces,
-        tuple(dataclasses.replace(r, shard=taker) if r.id in going else r for r in shard_map.ranges),
-    )
-    # writers wait meanwhile: all is sent at once, and judged before the commit
-    with connection.pipeline(), connection.transaction():
-        token = _ask_token(connection, operation.id)
-        connection.execute("LOCK TABLE shardwright.map_versions IN SHARE ROW EXCLUSIVE MODE")
-        moved = connection.execute(
-            "UPDATE shardwright.ranges SET shard = %s WHERE id = ANY(%s) AND shard = %s RETURNING id",
-            (taker, list(going), giver),
-        )
-        connection.execute(
-            "UPDATE shardwright.batches SET served_by = %s WHERE move = %s AND number = %s",
-            ("target" if direction == "forward" else "source", move.id, batch.number),
-        )
-        maps.put_version(
-            connection,
-            written,
-            f"operation {operation.id}: batch {batch.number} of {giver} to {taker}",
-            operation.id,
-        )
-        if token.fetchone() != (operation.op_epoch, operation.phase):
-            raise _superseded(operation.id)
-        if not going or {row[0] for row in moved.fetchall()} != going:
-            raise errors.InvariantFailed(f"{giver} does not own {batch.points.literal()} by the shard map")
-    return written.version
-
-
-def record_handover(
-    connection: psycopg.Connection,
-    move: int,
-    batch: int,
-    direction: str,
-    attempts: int,
-    map_version: int | None,
-    pause_ms: float | None,
-) -> None:
-    """Keep how long one hand-over paused writes, in milliseconds."""
-    connection.execute(
-        "INSERT INTO shardwright.handovers (move, batch, direction, attempts, map_version, pause_ms) "
-        "VALUES (%s, %s, %s, %s, %s, %s)",
-        (move, batch, direction, attempts, map_version, pause_ms),
-    )
-
-
-def list_handovers(connection: psycopg.Connection, operation: int) -> list[Handover]:
-    """The hand-overs of an operation, oldest first."""
-    rows = connection.execute(
-        "SELECT h.move, h.batch, h.direction, h.attempts, h.map_version, h.pause_ms, h.at FROM shardwright.handovers h "
-        "JOIN shardwright.moves m ON m.id = h.move WHERE m.operation = %s ORDER BY h.id",
-        (operation,),
-    ).fetchall()
-    return [Handover(*row) for row in rows]
-
-
-def _check_token(connection: psycopg.Connection, operation: int, op_epoch: int) -> None:
-    row = _ask_token(connection, operation).fetchone()
+    row = ask_token(connection, operation).fetchone()
     if row is None or row[0] != op_epoch:
-        raise _superseded(operation)
+        raise superseded(operation)
 
 
-def _ask_token(connection: psycopg.Connection, operation: int) -> psycopg.Cursor[tuple[Any, ...]]:
+def ask_token(connection: psycopg.Connection, operation: int) -> psycopg.Cursor[tuple[Any, ...]]:
+    """Hold the operation's row until the transaction ends; the cursor's row is (op_epoch, phase)."""
     return connection.execute(
         "SELECT op_epoch, phase FROM shardwright.operations WHERE id = %s FOR UPDATE", (operation,)
     )
 
 
-def _superseded(operation: int) -> errors.Superseded:
+def superseded(operation: int) -> errors.Superseded:
+    """The error of a worker whose operation was taken over."""
     return errors.Superseded(
         f"operation {operation} was taken over by another worker", fix=f"shardwright reshard watch {operation}"
-    )
-
-
-# ------------------------------------------------------------------ certificates
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """Proof that two sides agreed on a move's rows at one point in time."""
-
-    move: int
-    direction: str
-    points: Multirange
-    rows: int
-    #: Sum of the rows' 64-bit hashes.
-    checksum: int
-    chunks: int
-    differing: int
-    detail: Mapping[str, Any]
-    at: datetime.datetime | None = None
-    #: Seconds since it was made, by the catalog's clock.
-    age_seconds: float = 0.0
-
-
-def record_certificate(connection: psycopg.Connection, made: Certificate) -> None:
-    """Keep a certificate."""
-    connection.execute(
-        "INSERT INTO shardwright.certificates (move, direction, points, rows, checksum, chunks, differing, detail) "
-        "VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
-        (
-            made.move,
-            made.direction,
-            made.points.literal(),
-            made.rows,
-            made.checksum,
-            made.chunks,
-            made.differing,
-            json.dumps(made.detail),
-        ),
-    )
-
-
-def latest_certificate(connection: psycopg.Connection, move: int, direction: str) -> Certificate | None:
-    """The newest certificate of a move in one direction, or None."""
-    row = connection.execute(
-        "SELECT move, direction, points::text, rows, checksum, chunks, differing, detail, at, "
-        "extract(epoch FROM clock_timestamp() - at)::float8 FROM shardwright.certificates "
-        "WHERE move = %s AND direction = %s ORDER BY id DESC LIMIT 1",
-        (move, direction),
-    ).fetchone()
-    if row is None:
-        return None
-    return Certificate(
-        row[0], row[1], Multirange.parse(row[2]), row[3], int(row[4]), row[5], row[6], row[7], row[8], row[9]
     )

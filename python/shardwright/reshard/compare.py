@@ -18,8 +18,9 @@ from typing import Any
 import psycopg
 
 from shardwright import errors
-from shardwright.catalog import guards, operations
-from shardwright.catalog.operations import Certificate, Move
+from shardwright.catalog import evidence, guards
+from shardwright.catalog.evidence import Certificate
+from shardwright.catalog.operations import Move
 from shardwright.reshard import streams
 from shardwright.reshard.failpoints import reach
 from shardwright.reshard.world import World
@@ -53,7 +54,7 @@ def certify(world: World, move: Move, direction: str, points: Multirange) -> Non
         VerificationDiffers: the sides differ.
     """
     made = compare(world, move, direction, points)
-    operations.record_certificate(world.catalog, made)
+    evidence.record_certificate(world.catalog, made)
     if made.differing:
         keys = [
             f"{table} {key} {what}"

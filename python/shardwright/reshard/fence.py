@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import psycopg
 
 from shardwright import errors
-from shardwright.catalog import guards, maps, operations
+from shardwright.catalog import evidence, guards, map_changes, maps, operations
 from shardwright.catalog.operations import Batch, Move
-from shardwright.reshard import streams
+from shardwright.reshard import sequences, streams
 from shardwright.reshard.failpoints import reach
 from shardwright.reshard.world import LOCK_CLASS, World, log
 from shardwright.routing.multirange import Multirange
@@ -193,7 +193,7 @@ def hand_over(world: World, move: Move, batch: Batch, direction: str) -> float:
     # warm connections: nothing is opened while writes wait
     world.shard(giver)
     target = world.shard(taker)
-    sequences = _sequences(world.shard(giver), tables)
+    numbered = sequences.owned_by(world.shard(giver), tables)
     shard_map = maps.load_map(world.catalog)
     ranges = ranges_within(shard_map, move.keyspace, batch.points)
     opened_before = open_points(target, move.keyspace)
@@ -212,12 +212,12 @@ def hand_over(world: World, move: Move, batch: Batch, direction: str) -> float:
                 fix="the batch is served where it was; look at the stream's lag, then switch again",
             )
         reach("hand_over.drained")
-        values = _sequence_values(world.shard(giver), sequences)
+        values = sequences.next_values(world.shard(giver), numbered)
         with world.change(taker, lock_timeout_ms=int(limit * 1000), pipelined=True) as connection:
             # The apply worker commits asynchronously. This transaction does not, and its flush covers all WAL before it:
             # once it is committed, what has arrived is durable.
             streams.set_publication(connection, back_stream, tables, given, known=True)
-            _raise_sequences(connection, values)
+            sequences.raise_to(connection, values)
         reach("hand_over.widened")
         version = _commit(world, move, batch, shard_map, direction)
     except (errors.NotDrained, errors.OwnershipUnknown):
@@ -226,28 +226,44 @@ def hand_over(world: World, move: Move, batch: Batch, direction: str) -> float:
     except BaseException:
         # not committed: the giver serves again
         settle(world, world_move(world, move), reverse=True)
-        operations.record_handover(
+        evidence.record_handover(
             world.catalog, move.id, batch.number, direction, attempts, None, (time.monotonic() - begun) * 1000
         )
         raise
-    reach("hand_over.committed")
     try:
-        with world.change(taker, pipelined=True) as connection:
-            _set_ranges_and_guards(
-                connection, move.keyspace, tables, ranges, "open", version, opened_before | batch.points
-            )
-    except psycopg.errors.SerializationFailure:
-        with world.change(taker) as connection:
-            set_ranges(connection, move.keyspace, ranges, "open", version)
-            sync_guards(connection, tables)
+        reach("hand_over.committed")
+        _open(world, move, taker, tables, ranges, version, opened_before | batch.points)
+    except BaseException:
+        # committed: it rolls forward, whatever went wrong
+        settle(world, world_move(world, move), reverse=True)
+        raise
     pause_ms = (time.monotonic() - started) * 1000
     reach("hand_over.opened")
     with world.change(giver) as connection:
         # what was handed back is fed by the stream again; what was handed over is not served here any more
         left_as = "moved" if direction == "forward" else "importing"
         set_ranges(connection, move.keyspace, ranges, left_as, version)
-    operations.record_handover(world.catalog, move.id, batch.number, direction, attempts, version, pause_ms)
+    evidence.record_handover(world.catalog, move.id, batch.number, direction, attempts, version, pause_ms)
     return pause_ms
+
+
+def _open(
+    world: World,
+    move: Move,
+    taker: str,
+    tables: Sequence[GuardedTable],
+    ranges: Sequence[Range],
+    version: int,
+    owned: Multirange,
+) -> None:
+    """Open ranges on the taker, where `owned` is what will be open there then, unless another operation changed it."""
+    try:
+        with world.change(taker, pipelined=True) as connection:
+            _set_ranges_and_guards(connection, move.keyspace, tables, ranges, "open", version, owned)
+    except psycopg.errors.SerializationFailure:
+        with world.change(taker) as connection:
+            set_ranges(connection, move.keyspace, ranges, "open", version)
+            sync_guards(connection, tables)
 
 
 def world_move(world: World, move: Move) -> Move:
@@ -339,7 +355,7 @@ def list_blockers(
 
 def _commit(world: World, move: Move, batch: Batch, shard_map: ShardMap, direction: str) -> int:
     try:
-        return operations.commit_batch(world.catalog, world.operation, move, batch, shard_map, direction)
+        return map_changes.commit_batch(world.catalog, world.operation, move, batch, shard_map, direction)
     except psycopg.OperationalError as lost:
         # The answer is lost: the catalog alone knows. It is asked, never guessed.
         wanted = "target" if direction == "forward" else "source"
@@ -356,40 +372,3 @@ def _commit(world: World, move: Move, batch: Batch, shard_map: ShardMap, directi
         if next(b for b in current.batches if b.number == batch.number).served_by != wanted:
             raise errors.StreamStalled("the catalog's connection broke before the commit", fix="switch again") from lost
         return maps.load_map(world.catalog).version
-
-
-# ------------------------------------------------------------------ sequences
-
-
-def _sequences(connection: psycopg.Connection, tables: Sequence[GuardedTable]) -> list[str]:
-    rows = connection.execute(
-        "SELECT DISTINCT format('%%I.%%I', sn.nspname, s.relname) FROM pg_depend d "
-        "JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S' JOIN pg_namespace sn ON sn.oid = s.relnamespace "
-        "JOIN pg_class c ON c.oid = d.refobjid JOIN pg_namespace n ON n.oid = c.relnamespace "
-        "WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') "
-        "AND (n.nspname, c.relname) IN (SELECT * FROM unnest(%s::text[], %s::text[])) ORDER BY 1",
-        ([table.schema_name for table in tables], [table.table_name for table in tables]),
-    ).fetchall()
-    return [row[0] for row in rows]
-
-
-def _sequence_values(connection: psycopg.Connection, sequences: Sequence[str]) -> dict[str, int]:
-    values = {}
-    for name in sequences:
-        row = connection.execute(
-            "SELECT pg_sequence_last_value(%s::regclass) + s.seqincrement * s.seqcache "
-            "FROM pg_sequence s WHERE s.seqrelid = %s::regclass",
-            (name, name),
-        ).fetchone()
-        if row is not None and row[0] is not None:
-            values[name] = int(row[0])
-    return values
-
-
-def _raise_sequences(connection: psycopg.Connection, values: dict[str, int]) -> None:
-    for name, value in values.items():
-        connection.execute(
-            "SELECT setval(%s::regclass, %s) FROM pg_sequence s WHERE s.seqrelid = %s::regclass "
-            "AND s.seqincrement > 0 AND coalesce(pg_sequence_last_value(%s::regclass), 0) < %s",
-            (name, value, name, name, value),
-        )

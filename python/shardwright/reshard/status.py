@@ -9,8 +9,9 @@ from typing import Any
 
 import psycopg
 
-from shardwright.catalog import operations
-from shardwright.catalog.operations import Handover, Operation
+from shardwright.catalog import evidence, operations
+from shardwright.catalog.evidence import Handover
+from shardwright.catalog.operations import Operation
 from shardwright.reshard.phases import OWNS, REVERSE, SENTENCES, Goal, Phase, Resource, allowed_goals, next_event
 
 
@@ -129,7 +130,7 @@ def of(catalog: psycopg.Connection, operation: int) -> Status:
     certificates = []
     for move in found.moves:
         for direction in ("forward", "back"):
-            made = operations.latest_certificate(catalog, move.id, direction)
+            made = evidence.latest_certificate(catalog, move.id, direction)
             if made is not None:
                 certificates.append(
                     CertificateStatus(move.id, direction, made.rows, made.differing, round(made.age_seconds, 1))
@@ -168,7 +169,7 @@ def of(catalog: psycopg.Connection, operation: int) -> Status:
         request=found.request,
         moves=moves,
         eta=_eta(phase, moves),
-        handovers=tuple(operations.list_handovers(catalog, operation)),
+        handovers=tuple(evidence.list_handovers(catalog, operation)),
         certificates=tuple(certificates),
         worker=found.lease_holder if alive else None,
         resumed=found.resumed,

@@ -6,7 +6,7 @@ that entered it has ended, so a router finds an open range with either map.
 
 from __future__ import annotations
 
-from shardwright.catalog import maps, operations, roster
+from shardwright.catalog import map_changes, maps, roster
 from shardwright.catalog.operations import Move
 from shardwright.reshard import fence, streams
 from shardwright.reshard.failpoints import reach
@@ -39,7 +39,7 @@ def run(world: World) -> None:
 def _cut_ranges(world: World, move: Move) -> None:
     keyspace = world.keyspace(move)
     borders = [batch.points for batch in move.batches]
-    cuts = operations.reserve_cuts(world.catalog, keyspace.id, move.source, borders)
+    cuts = map_changes.reserve_cuts(world.catalog, keyspace.id, move.source, borders)
     version = maps.load_map(world.catalog).version
     with world.change(move.source) as connection:
         for cut in cuts:
@@ -50,7 +50,7 @@ def _cut_ranges(world: World, move: Move) -> None:
                     (number, move.keyspace, piece.literal(), version),
                 )
     reach("prepare.ranges_known")
-    operations.commit_cuts(world.catalog, world.operation.id, world.operation.op_epoch, cuts)
+    map_changes.commit_cuts(world.catalog, world.operation.id, world.operation.op_epoch, cuts)
     reach("prepare.ranges_cut")
     # cut ones, and what a crash left
     fence.forget_stale_ranges(world, move)

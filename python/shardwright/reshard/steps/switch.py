@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shardwright import errors
-from shardwright.catalog import operations
+from shardwright.catalog import evidence
 from shardwright.catalog.operations import Move
 from shardwright.reshard import fence, streams
 from shardwright.reshard.failpoints import reach
@@ -60,7 +60,7 @@ def require_certificates(world: World) -> None:
 def _require_certificate(world: World, move: Move) -> None:
     if not move.served_by_source():
         return
-    found = operations.latest_certificate(world.catalog, move.id, "forward")
+    found = evidence.latest_certificate(world.catalog, move.id, "forward")
     limit = float(world.operation.settings.get("certificate_seconds", CERTIFICATE_SECONDS))
     if found is None or found.differing or move.served_by_source() - found.points or found.age_seconds > limit:
         # comparing again means standing still: what was switched goes back first
