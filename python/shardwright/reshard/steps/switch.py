@@ -95,10 +95,7 @@ def _publish_way_back(world: World, move: Move) -> bool:
     """
     name = streams.name_of(world.cluster, move, "back")
     lost = False
-    if (
-        world.shard(move.target).execute("SELECT FROM pg_replication_slots WHERE slot_name = %s", (name,)).fetchone()
-        is None
-    ):
+    if streams.is_lost(world.shard(move.target), name):
         lost = bool(move.served_by_target())
         if lost and world.operation.goal != Goal.DONE:
             raise errors.StreamStalled(
@@ -114,6 +111,7 @@ def _publish_way_back(world: World, move: Move) -> bool:
             with world.change(move.source) as connection:
                 streams.drop_subscription(connection, name)
                 streams.forget_marker(connection, name)
+            streams.drop_slot(world.shard(move.target), name)  # one that was invalidated
             reach("switch.reverse_publication")
     fence.settle(world, move, reverse=True)
     return not lost
