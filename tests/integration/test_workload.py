@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -126,3 +127,33 @@ def test_a_reader_that_stays_with_an_old_map_is_caught(running: Callable[..., An
         verdict = on.judge()
     assert verdict.counts["stale"] > 0
     assert set(verdict.counts) == {"stale"}
+
+
+def test_writers_that_take_the_tables_in_another_order_do_not_stop_a_comparison(running: Callable[..., Any]) -> None:
+    """They deadlock with the locks that hold writers off; the comparison is the one that tries again."""
+    stop = threading.Event()
+
+    def write(dsn: str, key: int) -> int:
+        done = 0
+        with psycopg.connect(dsn) as connection:
+            while not stop.is_set():
+                with connection.transaction():
+                    connection.execute("UPDATE visits SET times = times + 1 WHERE user_id = %s", (key,))
+                    connection.execute(
+                        "INSERT INTO journal VALUES (%s, 10000, '{1}') ON CONFLICT (user_id, page) "
+                        "DO UPDATE SET entries = '{2}'",
+                        (key,),
+                    )
+                done += 1
+        return done
+
+    with running() as on, ThreadPoolExecutor(8) as pool:
+        operation, moving = on.start()
+        writers = [pool.submit(write, on.spec.direct["s1"], key) for key in moving[:8]]
+        try:
+            operate.drive(on.dsn, operation, "verified")
+            for _ in range(5):
+                operate.verify(on.dsn, operation)
+        finally:
+            stop.set()
+        assert all(writer.result() > 10 for writer in writers)

@@ -8,6 +8,7 @@ apply workers of logical replication.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import psycopg
@@ -78,13 +79,16 @@ def replace(
 
 
 def lock(connection: psycopg.Connection, tables: Sequence[GuardedTable]) -> None:
-    """LOCK the tables IN SHARE ROW EXCLUSIVE MODE, in one fixed order: waits for every writer, lets readers be.
+    """LOCK the tables IN SHARE ROW EXCLUSIVE MODE: waits for every writer, lets readers be.
+
+    The order is another one each time: a busy application that writes the tables in the opposite order would deadlock
+    with every try of a fixed one.
 
     Args:
         connection: to the shard, in a transaction, with a lock_timeout.
         tables: what to lock.
     """
-    names = ", ".join(table.qualified for table in sorted(tables, key=lambda table: table.table_id))
+    names = ", ".join(table.qualified for table in random.sample(tables, len(tables)))
     if names:
         connection.execute(f"LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE".encode())
 

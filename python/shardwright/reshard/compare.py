@@ -117,7 +117,7 @@ def _snapshots(
     """Two connections in transactions whose snapshots stand for the same moment, and how long writers were held (ms)."""
     attempts = int(world.operation.settings.get("fence_attempts", 40))
     timeout_ms = int(world.operation.settings.get("fence_lock_timeout_ms", 100))
-    last: errors.ShardwrightError | None = None
+    last: errors.ShardwrightError | psycopg.Error | None = None
     for _ in range(attempts):
         streams.round_trip(world, giver, taker, stream, 600)
         here, there = world.open(giver), world.open(taker)
@@ -132,12 +132,17 @@ def _snapshots(
                     raise errors.StreamStalled("the marker did not arrive in 500 ms while writers were held off")
                 _take_snapshot(there)
             return here, there, (time.monotonic() - started) * 1000
-        except (errors.LockTimeout, errors.StreamStalled) as error:
+        except (errors.LockTimeout, errors.StreamStalled, psycopg.errors.DeadlockDetected) as error:
+            # A writer that takes two tables in another order deadlocks with the locks; we are the one to try again.
             last = error
             here.close()
             there.close()
             world.on_progress()
             time.sleep(timeout_ms / 1000)
+        except BaseException:
+            here.close()
+            there.close()
+            raise
         finally:
             marking.close()
     raise last or errors.InvariantFailed("no attempt was made to verify")
