@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -15,8 +16,10 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from fix_sessions import Order, Shop, User
-from shardwright import Cluster, ShardSession, errors
-from shardwright.catalog import keyspaces
+from shardwright import Cluster, ShardSession, engines, errors
+from shardwright.catalog import keyspaces, models
+from shardwright.servers import Server
+from shardwright.testing.clusters import make_ready
 
 
 def until(condition: Callable[[], Any], what: str) -> None:
@@ -269,3 +272,65 @@ def test_nothing_secret_is_shown(shop: Shop, caplog: pytest.LogCaptureFixture) -
     assert secret not in f"{caught.value!r}{caught.value.as_json()}{caplog.text}"
     cluster = shop.connect()
     assert secret not in repr(cluster)
+
+
+def test_a_role_with_few_rights_is_enough(shop: Shop) -> None:
+    """An application's role: its tables, and nothing of shardwright's but what everybody may use."""
+    role = f"app_{shop.dsns.shards['s1'].rsplit('_', 1)[-1]}"
+    shop.catalog.execute(f"CREATE ROLE {role} LOGIN".encode())
+    try:
+        shop.catalog.execute(f"GRANT USAGE ON SCHEMA shardwright TO {role}".encode())
+        shop.catalog.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA shardwright TO {role}".encode())
+        for name, dsn in shop.dsns.shards.items():
+            shop.shard(name).execute(f"GRANT ALL ON users, orders TO {role}".encode())
+            as_role = psycopg.conninfo.make_conninfo(dsn, user=role)
+            shop.catalog.execute("UPDATE shardwright.shards SET conninfo = %s WHERE name = %s", (as_role, name))
+        catalog = psycopg.conninfo.make_conninfo(shop.dsns.catalog, user=role)
+        with Cluster.connect(catalog, refresh="poll", poll_seconds=0.05, application="humble") as cluster:
+            key = shop.key_on("s1")
+            cluster.run(key, lambda session: session.add(User(id=key, name="x")))
+            with cluster.sessionmaker()(isolation_level="REPEATABLE READ") as session:
+                assert session.scalar(sa.select(sa.func.count()).select_from(User)) == 1
+                assert session.scalar(sa.text("SELECT current_user"), bind_arguments={"shard": "s1"}) == role
+            version = cluster.map.version
+            shop.hand_over(key, "s2")
+            until(lambda: cluster.map.version == version + 1, "the map was not followed")
+        assert routers(shop) == []
+    finally:
+        for connection in (shop.catalog, shop.shard("s1"), shop.shard("s2")):
+            connection.execute(f"DROP OWNED BY {role}".encode())
+        shop.catalog.execute(f"DROP ROLE {role}".encode())
+
+
+def test_a_promoted_standby_is_found_and_the_old_primary_left(
+    server_factory: Callable[..., Server], make_database: Callable[..., str], workdir: Path
+) -> None:
+    """A shard on a server of its own with a real standby, which is promoted; then the old primary comes back."""
+    primary = server_factory()
+    dsn, catalog = primary.create_database("shard"), make_database("catalog")
+    make_ready(catalog, {"s1": dsn})
+    tables = sa.MetaData()
+    User.__table__.to_metadata(tables)
+    with engines.connect_catalog(catalog) as connection:
+        models.register(connection, tables)
+        standby = primary.standby(workdir / "standby")
+        try:
+            both = {"host": "127.0.0.1,127.0.0.1", "port": f"{primary.port},{standby.port}"}
+            through = psycopg.conninfo.make_conninfo(dsn, **both)
+            connection.execute("UPDATE shardwright.shards SET conninfo = %s", (through,))
+            with Cluster.connect(catalog, refresh="never") as cluster:
+                cluster.run(1, lambda session: session.add(User(id=1, name="before")))
+                until(lambda: standby.execute("SELECT count(*) FROM users", "shard") == [(1,)], "it is not replicated")
+                primary.stop("immediate")
+                standby.promote()
+                # The pool's connection is dead, and the new primary is found.
+                cluster.run(2, lambda session: session.add(User(id=2, name="after")))
+                with cluster.sessionmaker()(key=2) as session:
+                    assert session.scalar(sa.text("SELECT inet_server_port()")) == standby.port
+                # The old one comes back, and still calls itself the primary.
+                primary.start()
+                cluster.engine("s1").dispose()
+                with cluster.sessionmaker()(key=2) as session, pytest.raises(errors.ShardUnavailable, match="timeline"):
+                    session.execute(sa.text("SELECT 1"))
+        finally:
+            standby.stop("immediate")

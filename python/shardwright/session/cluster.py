@@ -57,6 +57,7 @@ class Cluster:
         self._engines: dict[str, tuple[Shard, Engine]] = {}
         self._making = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
+        self._timelines: dict[str, int] = {}
         self._mapped: WeakKeyDictionary[Mapper[Any], MappedKey] = WeakKeyDictionary()
         self._mergings: dict[Any, Merging] = {}
         #: whether a function of the databases is an aggregate, for each name that was asked
@@ -289,11 +290,36 @@ class Cluster:
                     self._engines[shard.name] = (shard, old[1])
                     return old[1]
                 old[1].dispose()
-            engine = engines.session_engine(shard, GuardedConnection, _vetter(shard), **self._engine_options)
+            engine = engines.session_engine(shard, GuardedConnection, self._vetter(shard), **self._engine_options)
             engine.__dict__["shardwright_shard"] = shard.name
-            translate_errors(engine, shard.name)
+            translate_errors(engine, shard.name, lambda: self.refresh(beyond=self.map.version))
             self._engines[shard.name] = (shard, engine)
             return engine
+
+    def _vetter(self, shard: Shard) -> Callable[[GuardedConnection], None]:
+        """What each new connection to a shard must pass: it leads to the primary of the database that the catalog knows."""
+
+        def vet(connection: GuardedConnection) -> None:
+            row = connection.execute(_WHO).fetchone()
+            assert row is not None
+            connection.timeline = int(row[2] or "0", 16)
+            if (row[0], row[1]) != (shard.system_identifier, shard.database_oid):
+                raise errors.ShardUnavailable(
+                    f"what answers at the address of shard {shard.name} is another database",
+                    fix="`shardwright shard list` shows the address; `shardwright shard add` stores a new one",
+                    shard=shard.name,
+                )
+            highest = self._timelines.setdefault(shard.name, connection.timeline)
+            if 0 < connection.timeline < highest:
+                # Two servers say that they are the primary; the one that was promoted later is.
+                raise errors.ShardUnavailable(
+                    f"the server of shard {shard.name} is on timeline {connection.timeline}, and {highest} was seen before",
+                    fix="a former primary is still running: stop it, or make it a standby",
+                    shard=shard.name,
+                )
+            self._timelines[shard.name] = max(highest, connection.timeline)
+
+        return vet
 
 
 _WHO = """
@@ -302,20 +328,3 @@ SELECT (SELECT system_identifier::text FROM pg_catalog.pg_control_system()),
        CASE WHEN pg_catalog.pg_is_in_recovery() THEN ''
             ELSE pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) END
 """
-
-
-def _vetter(shard: Shard) -> Callable[[GuardedConnection], None]:
-    """What each new connection to a shard must pass: it leads to the database that the catalog knows."""
-
-    def vet(connection: GuardedConnection) -> None:
-        row = connection.execute(_WHO).fetchone()
-        assert row is not None
-        connection.timeline = int(row[2] or "0", 16)
-        if (row[0], row[1]) != (shard.system_identifier, shard.database_oid):
-            raise errors.ShardUnavailable(
-                f"what answers at the address of shard {shard.name} is another database",
-                fix="`shardwright shard list` shows the address; after a rebuild, `shardwright shard add` stores the new one",
-                shard=shard.name,
-            )
-
-    return vet

@@ -38,6 +38,19 @@ class ConnectionLost(errors.ShardUnavailable):
     #: whether something of the caller's had run on it
     had_run = True
 
+    @classmethod
+    def standby(cls, shard: str, said: str = "it is in recovery", *, had_run: bool = False) -> ConnectionLost:
+        """The error for a connection whose server is a primary no more.
+
+        Args:
+            shard: the shard's name.
+            said: the server's words.
+            had_run: whether something of the caller's had run on it.
+        """
+        lost = cls(f"shard {shard} is a standby now: {said}", fix="run the transaction again", shard=shard)
+        lost.had_run = had_run
+        return lost
+
 
 def sqlstate_of(error: BaseException) -> str | None:
     """The SQLSTATE of an error of psycopg or of SQLAlchemy around it, or None.
@@ -64,9 +77,7 @@ def translate(shard: str, error: psycopg.Error, connection: GuardedConnection | 
         return _commit_unknown(shard, connection)
     state, said = error.sqlstate, error.diag.message_primary or str(error).strip()
     if state == _STANDBY and not (connection is not None and connection.read_only):
-        lost = ConnectionLost(f"shard {shard} is a standby now: {said}", fix="run the transaction again", shard=shard)
-        lost.had_run = not happened_at_entry(error)
-        return lost
+        return ConnectionLost.standby(shard, said, had_run=not happened_at_entry(error))
     if state == _SERIALIZATION and happened_at_entry(error):
         # The range was changed while the check waited for it, under a snapshot that is older.
         return EntryRefused(shard, error)

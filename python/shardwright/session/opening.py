@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, ExceptionContext
 
 from shardwright import errors
-from shardwright.session.faults import ConnectionLost, translate
+from shardwright.session.faults import ConnectionLost, EntryRefused, translate
 from shardwright.session.wire import GuardedConnection
 
 #: Execution options that must be set before BEGIN.
@@ -94,6 +94,10 @@ def begin(connection: Connection, ranges: Iterable[int], *, ahead: bool, whole: 
     """
     try:
         driver = driver_of(connection)
+        if driver.pgconn.parameter_status(b"in_hot_standby") == b"on":
+            # PostgreSQL has said so by itself. Without the check, a demoted primary would be read for ever.
+            connection.invalidate()
+            raise ConnectionLost.standby(shard_of(connection.engine))
         driver.new_transaction(ranges)
         if driver.autocommit and (ranges or whole):
             raise errors.BadOption(
@@ -125,12 +129,13 @@ def _wrapped(connection: Connection, error: psycopg.Error) -> BaseException:
     )
 
 
-def translate_errors(engine: Engine, shard: str) -> None:
+def translate_errors(engine: Engine, shard: str, on_moved: Callable[[], object]) -> None:
     """Let an engine raise our errors where a shard's error means more than SQLAlchemy can know.
 
     Args:
         engine: the shard's engine.
         shard: its name.
+        on_moved: called when a shard refused a row by its guard, without any check before: the map is too old.
     """
 
     @sa.event.listens_for(engine, "handle_error")
@@ -145,4 +150,6 @@ def translate_errors(engine: Engine, shard: str) -> None:
         if isinstance(ours, ConnectionLost):
             # A demoted primary answers as well as before: without this its connections would stay in the pool.
             context.is_disconnect = True
+        elif isinstance(ours, errors.ShardMoved) and not isinstance(ours, EntryRefused):
+            on_moved()
         return ours

@@ -104,6 +104,7 @@ class Router:
         self._stopping = threading.Event()
         self._read_at = 0.0
         self._down_until = 0.0
+        self._beats = True
         self._thread: threading.Thread | None = None
         try:
             with self._asking:
@@ -210,7 +211,16 @@ class Router:
                     pass
 
     def _beat(self, catalog: psycopg.Connection[Any]) -> None:
-        catalog.execute(_BEAT, (self.id, self._application, socket.gethostname(), os.getpid(), self.now.map.version))
+        if not self._beats:
+            return
+        try:
+            catalog.execute(
+                _BEAT, (self.id, self._application, socket.gethostname(), os.getpid(), self.now.map.version)
+            )
+        except psycopg.errors.InsufficientPrivilege as error:
+            # Less is known of who is there, and nothing is less safe.
+            self._beats = False
+            _log.warning("this router is not listed in the catalog: %s", error.diag.message_primary)
 
     # ------------------------------------------------------------------ both
 
