@@ -12,7 +12,9 @@ import random
 
 import pytest
 
-SEED = int(os.environ.get("SHARDWRIGHT_SEED") or random.SystemRandom().randrange(2**32))
+# The processes that share a run (pytest -n 2) share its seed: they inherit the environment of the first.
+_DRAWN = os.environ.setdefault("SW_TESTS_SEED", str(random.SystemRandom().randrange(2**32)))
+SEED = int(os.environ.get("SHARDWRIGHT_SEED") or _DRAWN)
 
 
 def pytest_report_header() -> str:
