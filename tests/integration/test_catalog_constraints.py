@@ -127,7 +127,7 @@ def catalog(shared: psycopg.Connection) -> Iterator[psycopg.Connection]:
     ],
 )
 def test_the_database_refuses(catalog: psycopg.Connection, statement: str, constraint: str) -> None:
-    with pytest.raises(psycopg.errors.IntegrityError) as refused, catalog.transaction():  # noqa: PT012
+    with pytest.raises(psycopg.errors.IntegrityError) as refused, catalog.transaction():
         catalog.execute(statement.encode())
         catalog.execute("SET CONSTRAINTS ALL IMMEDIATE")
     assert refused.value.diag.constraint_name == constraint
