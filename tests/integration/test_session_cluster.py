@@ -46,6 +46,19 @@ def test_the_map_is_followed_and_the_router_reported(shop: Shop, mode: Any) -> N
     assert not [thread for thread in threading.enumerate() if thread.name == "shardwright-map"]
 
 
+def test_the_map_does_not_go_back(shop: Shop) -> None:
+    """A catalog that came back from a backup, or a standby of it, may be behind what this router has seen."""
+    shop.hand_over(shop.key_on("s1"), "s2")
+    with shop.connect(refresh="poll", poll_seconds=0.02) as cluster:
+        version = cluster.map.version
+        shop.catalog.execute("DELETE FROM shardwright.map_versions WHERE version = %s", (version,))
+        assert cluster.refresh().version == version
+        seen = shop.catalog.execute("SELECT seen_at FROM shardwright.routers").fetchone()
+        asked = "SELECT FROM shardwright.routers WHERE seen_at > %s"
+        until(lambda: shop.catalog.execute(asked, seen).fetchone() is not None, "the router is silent")
+        assert cluster.map.version == version
+
+
 def test_a_router_that_is_never_refreshed_is_not_listed(shop: Shop) -> None:
     with shop.connect(refresh="never"):
         assert routers(shop) == []

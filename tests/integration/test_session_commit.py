@@ -48,7 +48,9 @@ class Wire:
                 self._threads.append(thread)
                 thread.start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket, client: socket.socket, server: socket.socket, up: bool) -> None:
+    def _pump(
+        self, source: socket.socket, sink: socket.socket, client: socket.socket, server: socket.socket, up: bool
+    ) -> None:
         lost = False
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
@@ -155,7 +157,11 @@ def test_the_number_is_known_for_every_way_of_writing(shop: Shop) -> None:
 
 def test_without_a_number_the_outcome_stays_unknown(shop: Shop) -> None:
     key = shop.key_on("s1")
-    with wire_to(shop, "s1", deliver=True) as wire, shop.connect() as cluster, cluster.sessionmaker()(key=key) as session:
+    with (
+        wire_to(shop, "s1", deliver=True) as wire,
+        shop.connect() as cluster,
+        cluster.sessionmaker()(key=key) as session,
+    ):
         session.get(User, key)
         wire.is_lossy = True
         with pytest.raises(errors.CommitUnknown) as caught:
@@ -163,7 +169,11 @@ def test_without_a_number_the_outcome_stays_unknown(shop: Shop) -> None:
         wire.is_lossy = False
         assert "xid" not in caught.value.facts
         assert cluster.commit_outcome(caught.value) == "unknown"
-        another = errors.CommitUnknown("x", shard="s1", xid=3, timeline=99)
+        number = shop.ask("s1", "SELECT pg_current_xact_id()::text::bigint")
+        here = errors.CommitUnknown("x", shard="s1", xid=number, timeline=1)
+        assert cluster.commit_outcome(here) == "committed"
+        # The same number on another timeline was another transaction's.
+        another = errors.CommitUnknown("x", shard="s1", xid=number, timeline=99)
         assert cluster.commit_outcome(another) == "unknown"
         beyond = errors.CommitUnknown("x", shard="s1", xid=2**40, timeline=1)
         assert cluster.commit_outcome(beyond) == "unknown"
