@@ -37,7 +37,8 @@ def load(dsn: str, rows: int) -> None:
             "CREATE TABLE events (user_id bigint, id bigint, at timestamptz, payload text, PRIMARY KEY (user_id, id))"
         )
         connection.execute(
-            "INSERT INTO events SELECT n %% 50000, n, now(), repeat(md5(n::text), 5) FROM generate_series(1, %s) n", (rows,)
+            "INSERT INTO events SELECT n %% 50000, n, now(), repeat(md5(n::text), 5) FROM generate_series(1, %s) n",
+            (rows,),
         )
         connection.execute("CREATE TABLE copied (LIKE events)")
         connection.execute("VACUUM ANALYZE events")
@@ -73,9 +74,7 @@ def copy_rates(cluster: LocalCluster, shard_map: Any, rows: int) -> dict[str, fl
         for name, action in (("psql", by_psql), ("ours", by_us)):
             with psycopg.connect(target_dsn, autocommit=True) as connection:
                 connection.execute("DROP TABLE IF EXISTS copied")
-                connection.execute(
-                    "CREATE TABLE copied (user_id bigint, id bigint, at timestamptz, payload text)"
-                )
+                connection.execute("CREATE TABLE copied (user_id bigint, id bigint, at timestamptz, payload text)")
                 connection.execute("CHECKPOINT")
             times[name].append(timed(action))
     return {name: rows / statistics.median(seconds) for name, seconds in times.items()}
@@ -101,7 +100,9 @@ class Load(threading.Thread):
         with psycopg.connect(self.dsn, autocommit=True) as connection:
             while not self.stop.is_set():
                 try:
-                    connection.execute("UPDATE events SET at = now() WHERE user_id = %s AND id < 1000", (self.done % 50000,))
+                    connection.execute(
+                        "UPDATE events SET at = now() WHERE user_id = %s AND id < 1000", (self.done % 50000,)
+                    )
                     self.done += 1
                 except psycopg.DatabaseError as error:
                     if error.sqlstate != "SH001":

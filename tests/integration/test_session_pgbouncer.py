@@ -31,7 +31,9 @@ def pooled(shop: Shop, workdir: Path) -> Iterator[Shop]:
     lines = []
     for name, dsn in shop.dsns.shards.items():
         parts = psycopg.conninfo.conninfo_to_dict(dsn)
-        lines.append(f"{name} = host={parts['host']} port={parts['port']} dbname={parts['dbname']} user={parts['user']}")
+        lines.append(
+            f"{name} = host={parts['host']} port={parts['port']} dbname={parts['dbname']} user={parts['user']}"
+        )
     databases = "\n".join(lines)
     (workdir / "users.txt").write_text('"postgres" ""\n')
     (workdir / "pgbouncer.ini").write_text(
@@ -43,7 +45,9 @@ def pooled(shop: Shop, workdir: Path) -> Iterator[Shop]:
     if os.geteuid() == 0:
         shutil.chown(workdir, user)
     assert PGBOUNCER is not None
-    running = subprocess.Popen([PGBOUNCER, "-q", str(workdir / "pgbouncer.ini")], user=user if os.geteuid() == 0 else None)
+    running = subprocess.Popen(
+        [PGBOUNCER, "-q", str(workdir / "pgbouncer.ini")], user=user if os.geteuid() == 0 else None
+    )
     try:
         deadline = time.monotonic() + 20
         while True:

@@ -107,7 +107,9 @@ def test_core_and_bulk_statements_go_where_their_keys_are(shop: Shop) -> None:
         writes: list[Callable[[ShardSession], Any]] = [
             lambda s, k=key: s.execute(sa.insert(User).values(id=k, name="a")),
             lambda s, k=key, b=beside: s.execute(sa.insert(User), [{"id": k, "name": "a"}, {"id": b, "name": "b"}]),
-            lambda s, k=key, b=beside: s.execute(sa.insert(User.__table__), [{"id": k, "name": "a"}, {"id": b, "name": "b"}]),
+            lambda s, k=key, b=beside: s.execute(
+                sa.insert(User.__table__), [{"id": k, "name": "a"}, {"id": b, "name": "b"}]
+            ),
             lambda s, k=key: s.scalars(sa.insert(User).returning(User), [{"id": k, "name": "a"}]).one(),
             lambda s, k=key: s.bulk_insert_mappings(User, [{"id": k, "name": "a"}]),
             lambda s, k=key: s.bulk_save_objects([User(id=k, name="a")]),

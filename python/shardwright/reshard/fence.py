@@ -23,6 +23,13 @@ from shardwright.routing.multirange import Multirange
 from shardwright.routing.predicates import GuardedTable
 from shardwright.routing.shard_map import Range, ShardMap
 
+#: What a try to fence may fail with, for another one to be made.
+_NOT_DRAINED = (
+    psycopg.errors.QueryCanceled,
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.SerializationFailure,
+)
+
 
 def sync_guards(connection: psycopg.Connection, tables: Sequence[GuardedTable]) -> None:
     """Make the guards of one keyspace's tables say what the shard's ranges say.
@@ -298,6 +305,8 @@ def _fence(
         started = time.monotonic()
         try:
             with world.change(giver, lock_timeout_ms=timeout_ms, pipelined=True) as connection:
+                # lock_timeout bounds the wait for one lock, and there are as many as tables
+                connection.execute(f"SET LOCAL statement_timeout = {timeout_ms}".encode())
                 # drains the library's sessions, which hold their range's lock shared until they end
                 connection.execute(
                     "SELECT pg_advisory_xact_lock(%s, n) FROM unnest(%s::int[]) AS n ORDER BY n",
@@ -305,11 +314,12 @@ def _fence(
                 )
                 # drains everybody else who wrote
                 guards.lock(connection, tables)
+                connection.execute("SET LOCAL statement_timeout = 0")
                 _set_ranges_and_guards(connection, move.keyspace, tables, ranges, "fenced", version, left_open)
                 streams.set_publication(connection, out_stream, tables, kept, known=True)
                 value = streams.beat(connection, out_stream)
             return value, started, attempt
-        except (errors.LockTimeout, psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure):
+        except (errors.LockTimeout, *_NOT_DRAINED):
             blockers = list_blockers(world.shard(giver), tables, numbers) or blockers
             log.info("batch %d of move %d: try %d not drained: %s", batch.number, move.id, attempt, blockers)
             world.on_progress()
