@@ -34,8 +34,8 @@ MUTANTS = (
         "reshard/fence.py",
         (
             (
-                "    guards.replace(connection, tables, owned, refuse_truncate=True)\n",
-                "    if state == 'open':\n        guards.replace(connection, tables, owned, refuse_truncate=True)\n",
+                "    guards.set_owned(connection, tables, owned)\n",
+                "    if state == 'open':\n        guards.set_owned(connection, tables, owned)\n",
             ),
         ),
         ("tests/integration/test_reshard.py", "-k", "pg18 and under_load"),

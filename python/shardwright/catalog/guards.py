@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import psycopg
 
 from shardwright.routing.multirange import Multirange
-from shardwright.routing.predicates import GuardedTable, guard_functions_sql
+from shardwright.routing.predicates import GuardedTable, guard_functions_sql, quote_literal
 
 # '~' sorts behind letters: other BEFORE triggers have had their say when a guard looks at the row.
 _TRIGGERS = {
@@ -76,6 +76,28 @@ def replace(
                 owned.literal() if sharded else None,
             ),
         )
+
+
+def set_owned(connection: psycopg.Connection, tables: Sequence[GuardedTable], owned: Multirange) -> None:
+    """Change the points that the guards of tables let through, and nothing else of them, in two statements.
+
+    For a hand-over, while writers wait: each statement costs as much as what it does.
+
+    Args:
+        connection: to the shard, in a transaction that holds the tables' locks where it fences.
+        tables: whose guards, which are there; all of one keyspace.
+        owned: the points that may be written here from now on.
+    """
+    texts = [
+        text for table in tables for text in guard_functions_sql(table, owned, refuse_truncate=True, truncate=False)
+    ]
+    steps = " ".join(f"EXECUTE {quote_literal(text)};" for text in texts)
+    body = f"BEGIN PERFORM set_config('check_function_bodies', 'off', true); {steps} END"
+    connection.execute(f"DO {quote_literal(body)}".encode())
+    connection.execute(
+        "UPDATE shardwright.guards SET owned = %s WHERE table_id = ANY(%s)",
+        (owned.literal(), [table.table_id for table in tables]),
+    )
 
 
 def lock(connection: psycopg.Connection, tables: Sequence[GuardedTable]) -> None:

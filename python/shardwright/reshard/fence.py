@@ -78,7 +78,7 @@ def _set_ranges_and_guards(
     """
     set_ranges(connection, keyspace, ranges, state, version)
     connection.execute("SELECT shardwright.expect_open(%s, %s::int8multirange)", (keyspace, owned.literal()))
-    guards.replace(connection, tables, owned, refuse_truncate=True)
+    guards.set_owned(connection, tables, owned)
 
 
 def set_ranges(

@@ -95,7 +95,9 @@ class GuardedTable:
         return f"{quote_identifier(self.schema_name)}.{quote_identifier(self.table_name)}"
 
 
-def guard_functions_sql(table: GuardedTable, owned: Multirange, *, refuse_truncate: bool) -> list[str]:
+def guard_functions_sql(
+    table: GuardedTable, owned: Multirange, *, refuse_truncate: bool, truncate: bool = True
+) -> list[str]:
     """CREATE OR REPLACE of a table's three guard functions.
 
     One function for INSERT, one for UPDATE and DELETE, one for TRUNCATE. The owned points stand in the body as a
@@ -105,6 +107,7 @@ def guard_functions_sql(table: GuardedTable, owned: Multirange, *, refuse_trunca
         table: whose guards.
         owned: the points that may be written here.
         refuse_truncate: True while the table's rows move; TRUNCATE would pass row filters.
+        truncate: False leaves the function for TRUNCATE out.
     """
     prefix = "CREATE OR REPLACE FUNCTION shardwright."
     suffix = "() RETURNS pg_catalog.trigger LANGUAGE plpgsql AS "
@@ -131,7 +134,11 @@ def guard_functions_sql(table: GuardedTable, owned: Multirange, *, refuse_trunca
             f"write on its home shard {table.home_shard}",
         )
         bodies["insert"] = bodies["write"] = f"BEGIN {away} END"
-    return [f"{prefix}guard_{what}_{table.table_id}{suffix}{_dollar_quote(body)}" for what, body in bodies.items()]
+    return [
+        f"{prefix}guard_{what}_{table.table_id}{suffix}{_dollar_quote(body)}"
+        for what, body in bodies.items()
+        if truncate or what != "truncate"
+    ]
 
 
 def _truncate_body(table: GuardedTable, refuse: bool) -> str:

@@ -78,7 +78,9 @@ def driver_of(connection: Connection) -> GuardedConnection:
     return driver
 
 
-def begin(connection: Connection, ranges: Iterable[int], *, ahead: bool, whole: bool = False) -> None:
+def begin(
+    connection: Connection, ranges: Iterable[int], *, ahead: bool, whole: bool = False, writes: bool = False
+) -> None:
     """Begin a transaction on a connection that was just checked out. Closes it when that fails.
 
     Args:
@@ -86,6 +88,7 @@ def begin(connection: Connection, ranges: Iterable[int], *, ahead: bool, whole: 
         ranges: ids of the ranges to enter.
         ahead: let BEGIN and the check travel with the first statement, which then may fail by them.
         whole: enter the whole shard too, for a scatter.
+        writes: a write follows for sure.
 
     Raises:
         EntryRefused: the shard does not serve them.
@@ -108,7 +111,7 @@ def begin(connection: Connection, ranges: Iterable[int], *, ahead: bool, whole: 
         if whole:
             driver.enter_all()
         elif not ahead:
-            driver.begin()
+            driver.begin(writes=writes)
     except psycopg.Error as error:
         ours = translate(shard_of(connection.engine), error, driver)
         if isinstance(ours, ConnectionLost):

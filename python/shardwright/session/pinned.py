@@ -41,7 +41,7 @@ class Pinned:
         self._keyspace = keyspace
         self._strict = strict
         self._options = options
-        self._ahead = False
+        self._ahead = self._writes = False
         self._map = self._cluster.map
         self._route = self._map.route(keyspace, key)
         #: the range that the transaction holds, or that the next one will ask for
@@ -79,7 +79,8 @@ class Pinned:
             engine.follow(self._cluster.engine(self._route.shard))
             try:
                 connection = engine.checkout(self._options)
-                opening.begin(connection, (self._route.range_id,) if self._strict else (), ahead=self._ahead)
+                ranges = (self._route.range_id,) if self._strict else ()
+                opening.begin(connection, ranges, ahead=self._ahead, writes=self._writes)
                 return connection
             except (EntryRefused, ConnectionLost) as refused:
                 patience = patience or self._cluster.patience()
@@ -175,7 +176,12 @@ class Pinned:
         """The connection on which an object is written, once its key was found to belong here."""
         if mapper is not None and instance is not None:
             self._check_instance(mapper, instance)
-        return Session.connection(self._session)
+        self._writes = True
+        try:
+            found: Connection = Session._connection_for_bind(self._session, self._engine)
+            return found
+        finally:
+            self._writes = False
 
     def _check_instance(self, mapper: Mapper[Any], instance: Any) -> None:
         found = self._cluster.mapped_key(mapper)

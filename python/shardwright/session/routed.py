@@ -231,7 +231,11 @@ class Routed:
             refuse_second_writer(self._shards.writer(), shard)
             return shard, ranges
 
-        return self._connected(where)
+        self._shards.writes = True
+        try:
+            return self._connected(where)
+        finally:
+            self._shards.writes = False
 
     def _connected(self, where: Callable[[], tuple[str, Iterable[int]]]) -> Connection:
         """The connection of the shard that `where` gives, its transaction begun; asked again where it was refused."""

@@ -37,6 +37,8 @@ class ShardTransactions:
         self._options = options
         #: BEGIN and the check may travel with the first statement
         self.ahead = False
+        #: a write follows for sure
+        self.writes = False
         self._engines: dict[str, opening.SessionEngine] = {}
         self._open: dict[str, Connection] = {}
         self._ready: dict[str, Connection] = {}
@@ -168,7 +170,7 @@ class ShardTransactions:
         connection = self._ready.pop(shard, None)
         if connection is None:
             connection = engine.checkout(self._options)
-            opening.begin(connection, self._wanted.pop(shard, ()), ahead=self.ahead)
+            opening.begin(connection, self._wanted.pop(shard, ()), ahead=self.ahead, writes=self.writes)
         self._open[shard] = connection
         return connection
 

@@ -33,6 +33,7 @@ _FAILED = pq.TransactionStatus.INERROR
 _READS = re.compile(r"\s*(?:SELECT|VALUES|TABLE|SHOW|FETCH|SAVEPOINT|RELEASE|ROLLBACK|SET)\b", re.IGNORECASE)
 _SAVEPOINT = re.compile(r"\s*(SAVEPOINT|ROLLBACK\s+(?:WORK\s+|TRANSACTION\s+)?TO)\b", re.IGNORECASE)
 _WRITES_INSIDE = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
+_TAKE_XID = b"SELECT pg_catalog.pg_current_xact_id()::pg_catalog.text"
 _ENTER_ALL = b"SELECT keyspace, owned::pg_catalog.text, strangers FROM shardwright.enter_all()"
 _SNAPSHOT_LEVELS = (psycopg.IsolationLevel.REPEATABLE_READ, psycopg.IsolationLevel.SERIALIZABLE)
 
@@ -167,14 +168,17 @@ class GuardedConnection(psycopg.Connection[Any]):
         """Whether a transaction is open on the server."""
         return self.pgconn.transaction_status != _IDLE
 
-    def begin(self) -> None:
+    def begin(self, *, writes: bool = False) -> None:
         """Begin now, with the check: when this returns, the ranges are held.
+
+        Args:
+            writes: a write follows for sure: the transaction's number, which it will need, is asked for right away.
 
         Raises:
             psycopg.Error: `happened_at_entry` tells that it is the check's.
         """
         with self.lock:
-            self.wait(self._start_query())
+            self.wait(self._begin_gen(writes))
 
     def enter_all(self) -> None:
         """Hold off every switch on this shard until the transaction ends, and learn what it serves (`served`).
@@ -273,6 +277,18 @@ class GuardedConnection(psycopg.Connection[Any]):
     def _needs_ahead(self) -> bool:
         status = self.pgconn.transaction_status
         return not self._autocommit and status != _FAILED and (bool(self._wanted) or status == _IDLE)
+
+    def _begin_gen(self, writes: bool) -> PQGen[None]:
+        commands = self._take_ahead()
+        if not commands:
+            return
+        asks = writes and not self.read_only and not self._autocommit
+        if asks:
+            commands.append(_TAKE_XID)
+        results = yield from self._exec_all(commands)
+        if asks:
+            self.wrote = True
+            self._note_xid(results[-1:])
 
     def _start_query(self) -> PQGen[None]:
         commands = self._take_ahead()
