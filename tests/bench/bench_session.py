@@ -1,7 +1,8 @@
 """A pinned session's point select and insert, against a plain SQLAlchemy Session and SQLAlchemy's ShardedSession.
 
-All on one local server over its socket. They take turns, call by call, so that what else the machine does hits all of
-them; printed are medians and the ratios of medians, and of the limits of the fastest quarter.
+All on one local server over its socket, each with connections of its own. They take turns of a few calls, so that what
+else the machine does hits all of them; printed are medians and the ratios of medians, and of the limits of the fastest
+quarter.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from shardwright.catalog import models
 from shardwright.servers import Server
 from shardwright.testing.clusters import make_ready
 
-TURNS, WARM_UP, ROWS = 3000, 200, 2000
+TURNS, COLD, CALLS, ROWS = 120, 5, 20, 2000
 
 
 class Base(DeclarativeBase):
@@ -64,17 +65,25 @@ def sharded(engines_by_shard: dict[str, sa.Engine], cluster: Cluster) -> session
     )
 
 
+def plain_engine(dsn: str) -> sa.Engine:
+    """An engine as an application without shards has it."""
+    return sa.create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(dsn, prepare_threshold=None))
+
+
 def measure(title: str, works: dict[str, Work]) -> None:
-    """Run works in turns, one call each, and print what they took."""
+    """Run works in turns of a few calls each, and print what one call took."""
     keys: Iterator[int] = iter(range(10**9))
     times: dict[str, list[float]] = {name: [] for name in works}
-    for turn in range(TURNS + WARM_UP):
-        for name, work in works.items():
-            key = next(keys)
-            start = time.perf_counter()
-            work(key)
-            if turn >= WARM_UP:
-                times[name].append(time.perf_counter() - start)
+    names = list(works)
+    for turn in range(TURNS):
+        # Another one begins each time; the first calls of a turn find everything cold and do not count.
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            for call in range(COLD + CALLS):
+                key = next(keys)
+                start = time.perf_counter()
+                works[name](key)
+                if call >= COLD and turn > 2:
+                    times[name].append(time.perf_counter() - start)
     plain = statistics.quantiles(times["plain Session"], n=4)
     for name, found in times.items():
         quarter, median, _ = statistics.quantiles(found, n=4)
@@ -106,13 +115,7 @@ def run(server: Server) -> None:
         models.register(connection, Base.metadata)
     strict = Cluster.connect(catalog)
     relaxed = Cluster.connect(catalog, reads="relaxed")
-    plain_engines = {
-        name: sa.create_engine(
-            "postgresql+psycopg://", creator=lambda d=dsn: psycopg.connect(d, prepare_threshold=None)
-        )
-        for name, dsn in dsns.items()
-    }
-    plain = plain_engines["s1"]
+    plain, sharded_engines = plain_engine(dsns["s1"]), {name: plain_engine(dsn) for name, dsn in dsns.items()}
     owner = [strict.map.route("users", key).shard for key in range(ROWS)]
     for name in dsns:
         with psycopg.connect(dsns[name], autocommit=True) as connection, connection.cursor() as cursor:
@@ -121,7 +124,7 @@ def run(server: Server) -> None:
                     copy.write_row((key, f"name {key}", key))
             connection.execute("VACUUM ANALYZE items")
     ordinary = sessionmaker(plain)
-    ours, ours_relaxed, theirs = strict.sessionmaker(), relaxed.sessionmaker(), sharded(plain_engines, strict)
+    ours, ours_relaxed, theirs = strict.sessionmaker(), relaxed.sessionmaker(), sharded(sharded_engines, strict)
     mine = [key for key in range(ROWS) if owner[key] == "s1"]
     statement = sa.select(Item.name).where(Item.id == sa.bindparam("key"))
 
@@ -150,7 +153,7 @@ def run(server: Server) -> None:
 
         return work
 
-    total = (TURNS + WARM_UP) * 6
+    total = TURNS * (COLD + CALLS) * 6
     keys_on_s1 = [key for key in range(ROWS, ROWS + 3 * total) if strict.map.route("users", key).shard == "s1"]
     makers: dict[str, Callable[[int], Session]] = {
         "plain Session": lambda _: ordinary(),
@@ -164,7 +167,7 @@ def run(server: Server) -> None:
     measure("insert", {name: insert_in(make) for name, make in makers.items()})
     for cluster in (strict, relaxed):
         cluster.close()
-    for engine in plain_engines.values():
+    for engine in (plain, *sharded_engines.values()):
         engine.dispose()
 
 

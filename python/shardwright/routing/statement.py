@@ -26,6 +26,7 @@ Params = Sequence[Mapping[str, Any]]
 
 _DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
 _MISSING = object()
+_ONCE: Params = ({},)
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Plan:
 
     #: it changes rows or locks them
     writes: bool
-    #: where keys come from, one source for each independent group of sharded tables, with its keyspace and key column
+    #: where keys come from, one source for each independent group of sharded tables, with its keyspace, and its key
+    #: column where that has a type of the application's own
     sources: tuple[tuple[str, Source, Column[Any] | None], ...] = ()
     #: some sharded table's rows are not tied to a key: why there is none, for people
     unbound: str | None = None
@@ -65,9 +67,15 @@ class Plan:
             NoShardKey: a value of an INSERT has no key.
         """
         for keyspace, source, column in self.sources:
-            for values in params or ({},):
-                for value in _values(source, binds, values):
-                    yield keyspace, _as_stored(value, column)
+            for values in params or _ONCE:
+                if type(source) is Bound and not source.many and source.position is not None:
+                    # By far the most frequent: spared the way through the generators.
+                    bind = binds[source.position]
+                    found: Iterable[Any] = (values.get(bind.key, bind.effective_value),)
+                else:
+                    found = _values(source, binds, values)
+                for value in found:
+                    yield keyspace, value if column is None else _as_stored(value, column)
 
 
 def _values(source: Source, binds: Sequence[elements.BindParameter[Any]], params: Mapping[str, Any]) -> Iterator[Any]:
@@ -103,11 +111,10 @@ def _value_of(value: Any) -> Any:
     return value.effective_value if isinstance(value, elements.BindParameter) else value
 
 
-def _as_stored(value: Any, column: Column[Any] | None) -> Any:
-    """The value as the database gets it, where the column's type is one of the application's."""
-    if column is not None and isinstance(column.type, TypeDecorator) and value is not None:
-        return column.type.process_bind_param(value, _DIALECT)
-    return value
+def _as_stored(value: Any, column: Column[Any]) -> Any:
+    """The value as the database gets it: the column's type is one of the application's."""
+    assert isinstance(column.type, TypeDecorator)
+    return column.type.process_bind_param(value, _DIALECT) if value is not None else None
 
 
 class Planner:
@@ -136,7 +143,7 @@ class Planner:
         cache_key = statement._generate_cache_key()
         if cache_key is None:
             return self._make(statement, params, None), ()
-        # The names of an INSERT's values decide where its keys come from.
+        # An INSERT's keys come from the names of its values.
         shape = (cache_key.key, tuple(params[0]) if params and isinstance(statement, (Insert, Update)) else None)
         plan = self._plans.get(shape)
         if plan is None:
@@ -331,11 +338,8 @@ def _positioned(
     sources: Iterable[tuple[str, Source, Column[Any] | None]], binds: Sequence[elements.BindParameter[Any]] | None
 ) -> Iterator[tuple[str, Source, Column[Any] | None]]:
     """The sources with positions instead of bind parameters of one statement, where plans are kept."""
-    if binds is None:
-        yield from sources
-        return
-    positions = {id(clone): at for at, bind in enumerate(binds) for clone in bind._cloned_set}
-    named = {bind.key: at for at, bind in enumerate(binds) if not bind.unique}
+    positions = {id(clone): at for at, bind in enumerate(binds or ()) for clone in bind._cloned_set}
+    named = {bind.key: at for at, bind in enumerate(binds or ()) if not bind.unique}
 
     def place(source: Source) -> Source:
         if isinstance(source, Either):
@@ -344,14 +348,13 @@ def _positioned(
             return Given(source.names, place(source.otherwise) if source.otherwise is not None else None)
         if isinstance(source, Fixed):
             return source
-        clones = (positions[id(clone)] for clone in source.bind._cloned_set if id(clone) in positions)
-        at = next(clones, named.get(source.bind.key))
         # What is no parameter of the shape (a constant inside a lambda) is the same for all statements of the shape:
         # SQLAlchemy's own cache of compiled statements rests on that too.
-        return replace(source, position=at)
+        clones = (positions[id(clone)] for clone in source.bind._cloned_set if id(clone) in positions)
+        return replace(source, position=next(clones, named.get(source.bind.key)))
 
     for keyspace, source, column in sources:
-        yield keyspace, place(source), column
+        yield keyspace, place(source), column if column is not None and isinstance(column.type, TypeDecorator) else None
 
 
 def _plain(table: Any) -> Any:

@@ -39,8 +39,9 @@ class SessionEngine(Engine):
         Args:
             parent: that shard's engine.
         """
-        self.__dict__.update(parent.__dict__)
-        self.parent = parent
+        if self.__dict__.get("parent") is not parent:
+            self.__dict__.update(parent.__dict__)
+            self.parent = parent
 
     def connect(self) -> Connection:
         """A connection that the session has begun a transaction on."""
