@@ -110,7 +110,8 @@ def test_guards_that_stay_as_they_were_are_caught(running: Callable[..., Any], m
     with running("direct") as on:
         operation, _ = on.start()
         operate.drive(on.dsn, operation, "verified")
-        monkeypatch.setattr(guards, "replace", lambda *_, **__: None)
+        for change in ("replace", "set_owned"):
+            monkeypatch.setattr(guards, change, lambda *_, **__: None)
         operate.drive(on.dsn, operation, "switched")
         on.wait_for("direct", 100)
         verdict = on.judge()
