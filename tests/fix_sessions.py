@@ -6,7 +6,9 @@ Fixtures:
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -256,3 +258,30 @@ def shop(cluster_dsns: Callable[..., Dsns]) -> Iterator[Shop]:
         models.register(made.catalog, Base.metadata)
         made.split()
         yield made
+
+
+def until(condition: Callable[[], Any], what: str) -> None:
+    """Wait until something is so; fails with `what` after 20 s."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def in_thread(work: Callable[[], Any]) -> Iterator[dict[str, Any]]:
+    """Run something beside the test; what it returned or raised is in the dict at the end."""
+    found: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            found["result"] = work()
+        except Exception as error:  # noqa: BLE001 - looked at by the test
+            found["error"] = error
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    found["thread"] = thread
+    yield found
+    thread.join(30)
+    assert not thread.is_alive()

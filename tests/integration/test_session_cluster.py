@@ -15,18 +15,11 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from fix_sessions import Order, Shop, User
+from fix_sessions import Order, Shop, User, until
 from shardwright import Cluster, ShardSession, engines, errors
 from shardwright.catalog import keyspaces, models
 from shardwright.servers import Server
 from shardwright.testing.clusters import make_ready
-
-
-def until(condition: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.005)
 
 
 def routers(shop: Shop) -> list[tuple[str, int]]:

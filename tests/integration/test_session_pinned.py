@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -14,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-from fix_sessions import Country, Order, Setting, Shop, User
+from fix_sessions import Country, Order, Setting, Shop, User, in_thread, until
 from shardwright import ShardSession, errors
 
 LOCKS = (
@@ -22,32 +20,6 @@ LOCKS = (
     "AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
 )
 HELD, WAITING = LOCKS + "AND granted AND objid = %s", LOCKS + "AND NOT granted"
-
-
-def until(condition: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.005)
-
-
-@contextlib.contextmanager
-def in_thread(work: Callable[[], Any]) -> Iterator[dict[str, Any]]:
-    """Run something beside the test; what it returned or raised is in the dict at the end."""
-    found: dict[str, Any] = {}
-
-    def run() -> None:
-        try:
-            found["result"] = work()
-        except Exception as error:  # noqa: BLE001 - looked at by the test
-            found["error"] = error
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    found["thread"] = thread
-    yield found
-    thread.join(30)
-    assert not thread.is_alive()
 
 
 def test_a_pinned_session_writes_and_reads_on_its_shard(shop: Shop) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -14,39 +12,13 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import joinedload, selectinload
 
-from fix_sessions import Country, Order, Setting, Shop, User
+from fix_sessions import Country, Order, Setting, Shop, User, in_thread, until
 from shardwright import ShardSession, errors
 
 LOCKS = (
     "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 1397249860 AND granted "
     "AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND objid = %s"
 )
-
-
-def until(condition: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.005)
-
-
-@contextlib.contextmanager
-def in_thread(work: Callable[[], Any]) -> Iterator[dict[str, Any]]:
-    """Run something beside the test; what it returned or raised is in the dict at the end."""
-    found: dict[str, Any] = {}
-
-    def run() -> None:
-        try:
-            found["result"] = work()
-        except Exception as error:  # noqa: BLE001 - looked at by the test
-            found["error"] = error
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    found["thread"] = thread
-    yield found
-    thread.join(30)
-    assert not thread.is_alive()
 
 
 def fill(shop: Shop, keys: list[int]) -> None:
