@@ -46,16 +46,76 @@ CREATE TABLE shardwright.tables (
     id           int PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
     schema_name  text NOT NULL,
     table_name   text NOT NULL,
-    kind         text NOT NULL CHECK (kind IN ('sharded', 'reference', 'global')),
+    kind         text NOT NULL CHECK (kind IN ('sharded', 'reference', 'global', 'local')),
     keyspace     int REFERENCES shardwright.keyspaces,
     key_column   text,
     -- where a reference table is written, or where a global table lives
     home_shard   text REFERENCES shardwright.shards,
     -- DDL that makes the table elsewhere, and its fingerprint
     layout       jsonb NOT NULL,
+    -- its windows of time; NULL unless it is partitioned
+    policy       jsonb,
     UNIQUE (schema_name, table_name),
     CHECK ((kind = 'sharded') = (keyspace IS NOT NULL AND key_column IS NOT NULL)),
-    CHECK ((kind = 'sharded') = (home_shard IS NULL))
+    CHECK ((kind IN ('sharded', 'local')) = (home_shard IS NULL))
+);
+
+-- ------------------------------------------------------------------ time partitions
+
+-- The partitions that a table has, the same on every shard that has the table. Shards are brought to agree with this
+-- list; what a shard really has is read from it. Bounds are microseconds of the policy's own axis since 1970-01-01.
+CREATE TABLE shardwright.windows (
+    table_id    int NOT NULL REFERENCES shardwright.tables ON DELETE CASCADE,
+    -- the leaf's name on every shard, in the schema of its parent
+    name        text NOT NULL CHECK (octet_length(name) <= 63),
+    span        int8range NOT NULL CHECK (NOT isempty(span)),
+    -- window: as the policy has them; whole: what was there before, of any length; before, after: the guards
+    role        text NOT NULL CHECK (role IN ('window', 'whole', 'before', 'after')),
+    -- wanted: exists; retired: its time is over, shards detach, archive and drop it; the row goes when all have
+    state       text NOT NULL DEFAULT 'wanted' CHECK (state IN ('wanted', 'retired')),
+    retired_at  timestamptz,
+    PRIMARY KEY (table_id, name),
+    CHECK ((state = 'retired') = (retired_at IS NOT NULL)),
+    CONSTRAINT windows_do_not_overlap
+        EXCLUDE USING gist (int4range(table_id, table_id, '[]') WITH &&, span WITH &&) WHERE (state = 'wanted')
+);
+
+-- What was archived: one row a window and shard, written after the files were read back and found right.
+CREATE TABLE shardwright.archives (
+    id           int PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    table_id     int NOT NULL REFERENCES shardwright.tables ON DELETE CASCADE,
+    shard        text NOT NULL,
+    name         text NOT NULL,
+    span         int8range NOT NULL,
+    rows         bigint NOT NULL,
+    manifest     jsonb NOT NULL,
+    verified_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    restored_at  timestamptz,
+    UNIQUE (table_id, shard, name)
+);
+
+-- One row for each time that a table's partitions were looked after on a shard; old rows are deleted.
+CREATE TABLE shardwright.partition_runs (
+    id        bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    table_id  int NOT NULL REFERENCES shardwright.tables ON DELETE CASCADE,
+    shard     text NOT NULL,
+    at        timestamptz NOT NULL DEFAULT clock_timestamp(),
+    plan      text NOT NULL,
+    outcome   text NOT NULL CHECK (outcome IN ('done', 'deferred', 'failed')),
+    detail    jsonb NOT NULL DEFAULT '{}'
+);
+CREATE INDEX ON shardwright.partition_runs (table_id, shard, at DESC);
+
+-- Long work on one table of one shard (convert, split), so that whoever comes next can go on.
+CREATE TABLE shardwright.partition_jobs (
+    id        int PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    table_id  int NOT NULL REFERENCES shardwright.tables ON DELETE CASCADE,
+    shard     text NOT NULL,
+    kind      text NOT NULL CHECK (kind IN ('convert', 'split')),
+    step      text NOT NULL,
+    state     jsonb NOT NULL DEFAULT '{}',
+    at        timestamptz NOT NULL DEFAULT clock_timestamp(),
+    UNIQUE (table_id, shard)
 );
 
 -- ------------------------------------------------------------------ the shard map

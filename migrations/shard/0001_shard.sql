@@ -61,6 +61,23 @@ CREATE TABLE shardwright.created (
     PRIMARY KEY (kind, schema_name, name)
 );
 
+-- Our mark on partitions: nothing is detached or dropped without it. relid is the second half of the mark: another
+-- table under an old name does not have it.
+CREATE TABLE shardwright.partitions (
+    schema_name  text NOT NULL,
+    name         text NOT NULL,
+    relid        oid NOT NULL,
+    parent       text NOT NULL,
+    -- as in the catalog's windows
+    span         int8range NOT NULL,
+    role         text NOT NULL CHECK (role IN ('window', 'whole', 'before', 'after')),
+    -- made: not attached yet; attached; detached: out of the parent since detached_at; archived: verified copies exist
+    state        text NOT NULL CHECK (state IN ('made', 'attached', 'detached', 'archived')),
+    detached_at  timestamptz,
+    at           timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (schema_name, name)
+);
+
 -- Class of the two-key advisory locks: 1397249860 = 'SHWD'. Key 0 stands for the whole shard, others for a range.
 CREATE FUNCTION shardwright.enter(range_id int) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

@@ -7,11 +7,21 @@ from typing import TYPE_CHECKING, Any
 from shardwright.routing.keys import point, points
 
 if TYPE_CHECKING:
-    from shardwright.routing.tables import global_on, reference, sharded_by
+    from shardwright.routing.tables import global_on, local, reference, sharded_by, time_partitioned
     from shardwright.session.cluster import Cluster
     from shardwright.session.session import ShardSession
 
-__all__ = ["Cluster", "ShardSession", "sharded_by", "reference", "global_on", "point", "points"]
+__all__ = [
+    "Cluster",
+    "ShardSession",
+    "sharded_by",
+    "reference",
+    "global_on",
+    "local",
+    "time_partitioned",
+    "point",
+    "points",
+]
 
 # What needs SQLAlchemy is imported when it is first asked for.
 _LATER = {
@@ -20,6 +30,8 @@ _LATER = {
     "sharded_by": "shardwright.routing.tables",
     "reference": "shardwright.routing.tables",
     "global_on": "shardwright.routing.tables",
+    "local": "shardwright.routing.tables",
+    "time_partitioned": "shardwright.routing.tables",
 }
 
 

@@ -9,8 +9,8 @@ from fix_chaos import Workers
 from fix_resharding import Small, Writer, check_exact
 from shardwright import errors
 from shardwright.catalog import maps, operations
+from shardwright.failpoints import FAILPOINTS
 from shardwright.reshard import operate, runner
-from shardwright.reshard.failpoints import FAILPOINTS
 
 #: The goal on whose road a failpoint lies, and the goal that must be reached first.
 ROADS = {

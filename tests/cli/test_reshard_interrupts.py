@@ -15,7 +15,7 @@ import pytest
 from fix_cli import Ran
 from fix_desk import ONE_MOVE, WRITE, Desk
 from fix_resharding import Small, load_small
-from shardwright.reshard.failpoints import FAILPOINTS
+from shardwright.failpoints import FAILPOINTS
 from shardwright.reshard.runner import LEASE_SECONDS
 from shardwright.servers import Server
 

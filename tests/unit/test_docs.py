@@ -14,7 +14,7 @@ import pytest
 from shardwright import core
 from shardwright.cli.app import app
 from shardwright.errors import error_classes
-from shardwright.reshard.failpoints import FAILPOINTS
+from shardwright.failpoints import FAILPOINTS
 from shardwright.reshard.operate import SETTINGS
 
 ROOT = Path(__file__).parents[2]

@@ -241,7 +241,15 @@ def _plan(
     if home is not None:
         roster.get_shard(catalog, home)
     planned = RegisteredTable(
-        0, wanted.schema, wanted.table, declared.kind, declared.keyspace, declared.key_column, home, _NO_LAYOUT
+        0,
+        wanted.schema,
+        wanted.table,
+        declared.kind,
+        declared.keyspace,
+        declared.key_column,
+        home,
+        _NO_LAYOUT,
+        declared.policy,
     )
     for table in known:
         if table.name == planned.name and _role(table) != _role(planned):
@@ -259,7 +267,7 @@ _NO_LAYOUT = Layout("", "", (), (), (), (), (), (), (), "d", None, None, "", ())
 def _role(table: RegisteredTable) -> str:
     if table.kind == "sharded":
         return f"sharded by {table.key_column} in {table.keyspace}"
-    return f"{table.kind} on {table.home_shard}"
+    return "local" if table.kind == "local" else f"{table.kind} on {table.home_shard}"
 
 
 def _layouts(table: RegisteredTable, sites: Mapping[str, Site]) -> dict[str, Layout]:

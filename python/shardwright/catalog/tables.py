@@ -9,6 +9,7 @@ import psycopg
 
 from shardwright import errors
 from shardwright.catalog.layout import Layout
+from shardwright.routing.policy import Policy
 from shardwright.routing.predicates import GuardedTable
 from shardwright.routing.shard_map import ShardMap
 
@@ -20,14 +21,16 @@ class RegisteredTable:
     id: int
     schema_name: str
     table_name: str
-    #: ``sharded``, ``reference`` or ``global``.
+    #: ``sharded``, ``reference``, ``global`` or ``local``.
     kind: str
     #: Name of the keyspace; None unless sharded.
     keyspace: str | None
     key_column: str | None
-    #: Where a reference table is written or a global one lives; None for a sharded one.
+    #: Where a reference table is written or a global one lives; None for a sharded or local one.
     home_shard: str | None
     layout: Layout
+    #: Its windows of time; None unless it is partitioned.
+    policy: Policy | None = None
 
     @property
     def name(self) -> str:
@@ -74,14 +77,24 @@ def list_tables(catalog: psycopg.Connection, keyspace: str | None = None) -> lis
         keyspace: only the tables of this one.
     """
     rows = catalog.execute(
-        "SELECT t.id, t.schema_name, t.table_name, t.kind, k.name, t.key_column, t.home_shard, t.layout "
+        "SELECT t.id, t.schema_name, t.table_name, t.kind, k.name, t.key_column, t.home_shard, t.layout, t.policy "
         "FROM shardwright.tables t LEFT JOIN shardwright.keyspaces k ON k.id = t.keyspace "
         "WHERE %(keyspace)s::text IS NULL OR k.name = %(keyspace)s ORDER BY 2, 3",
         {"keyspace": keyspace},
     ).fetchall()
     return [
-        RegisteredTable(number, schema, table, kind, space, key, home, Layout.from_json(layout))
-        for number, schema, table, kind, space, key, home, layout in rows
+        RegisteredTable(
+            number,
+            schema,
+            table,
+            kind,
+            space,
+            key,
+            home,
+            Layout.from_json(layout),
+            Policy.from_json(policy) if policy else None,
+        )
+        for number, schema, table, kind, space, key, home, layout, policy in rows
     ]
 
 
@@ -116,16 +129,17 @@ def next_id(catalog: psycopg.Connection) -> int:
 
 
 def record(catalog: psycopg.Connection, table: RegisteredTable) -> None:
-    """Write a table into the catalog, or its layout where it is there already.
+    """Write a table into the catalog, or its layout and policy where it is there already.
 
     Args:
         catalog: connection to the catalog.
         table: what to write.
     """
     catalog.execute(
-        "INSERT INTO shardwright.tables (id, schema_name, table_name, kind, keyspace, key_column, home_shard, layout) "
-        "OVERRIDING SYSTEM VALUE VALUES (%s, %s, %s, %s, (SELECT id FROM shardwright.keyspaces WHERE name = %s), %s, %s, %s) "
-        "ON CONFLICT (schema_name, table_name) DO UPDATE SET layout = excluded.layout",
+        "INSERT INTO shardwright.tables (id, schema_name, table_name, kind, keyspace, key_column, home_shard, layout, "
+        "policy) OVERRIDING SYSTEM VALUE "
+        "VALUES (%s, %s, %s, %s, (SELECT id FROM shardwright.keyspaces WHERE name = %s), %s, %s, %s, %s) "
+        "ON CONFLICT (schema_name, table_name) DO UPDATE SET layout = excluded.layout, policy = excluded.policy",
         (
             table.id,
             table.schema_name,
@@ -135,6 +149,7 @@ def record(catalog: psycopg.Connection, table: RegisteredTable) -> None:
             table.key_column,
             table.home_shard,
             json.dumps(table.layout.to_json()),
+            json.dumps(table.policy.to_json()) if table.policy is not None else None,
         ),
     )
 

@@ -21,8 +21,8 @@ from shardwright import errors
 from shardwright.catalog import evidence, guards
 from shardwright.catalog.evidence import Certificate
 from shardwright.catalog.operations import Move
+from shardwright.failpoints import reach
 from shardwright.reshard import streams
-from shardwright.reshard.failpoints import reach
 from shardwright.reshard.world import World
 from shardwright.routing.multirange import Multirange
 from shardwright.routing.predicates import GuardedTable, owned_sql, quote_identifier

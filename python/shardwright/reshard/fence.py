@@ -16,8 +16,8 @@ import psycopg
 from shardwright import errors
 from shardwright.catalog import evidence, guards, map_changes, maps, operations
 from shardwright.catalog.operations import Batch, Move
+from shardwright.failpoints import reach
 from shardwright.reshard import sequences, streams
-from shardwright.reshard.failpoints import reach
 from shardwright.reshard.world import LOCK_CLASS, World, log
 from shardwright.routing.multirange import Multirange
 from shardwright.routing.predicates import GuardedTable

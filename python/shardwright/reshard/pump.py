@@ -18,7 +18,7 @@ from psycopg import pq
 
 from shardwright import errors
 from shardwright.catalog.operations import Move
-from shardwright.reshard.failpoints import reach
+from shardwright.failpoints import reach
 from shardwright.reshard.world import World
 from shardwright.routing.predicates import GuardedTable, owned_sql, quote_identifier, quote_literal
 

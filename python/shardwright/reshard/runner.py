@@ -16,10 +16,9 @@ from typing import Any
 
 import psycopg
 
-from shardwright import engines, errors
+from shardwright import engines, errors, failpoints
 from shardwright.catalog import operations
 from shardwright.catalog.operations import Operation
-from shardwright.reshard import failpoints
 from shardwright.reshard.phases import TRANSITIONS, Event, Goal, Phase, next_event
 from shardwright.reshard.steps import abort, catch_up, clean_up, copy, prepare, roll_back, switch, verify
 from shardwright.reshard.world import World, log

@@ -4,7 +4,7 @@
 
     class Order(Base):
         __tablename__ = "orders"
-        __table_args__ = {"info": sharded_by("user_id", keyspace="users")}
+        __table_args__ = {"info": sharded_by("user_id") | time_partitioned("created_at", every="1 month")}
 
 Each function returns a plain dict, so entries combine with ``|``: ``sharded_by("user_id") | {"owner": "billing"}``.
 Each kind has a key of its own, so that a table which was given two kinds is noticed instead of the last one winning.
@@ -19,12 +19,15 @@ from sqlalchemy import Table
 from sqlalchemy.schema import UniqueConstraint
 
 from shardwright import errors
+from shardwright.routing.policy import Policy
 
 _PREFIX = "shardwright."
+_PARTITIONED = _PREFIX + "partitioned"
 _FIELDS = {
     "sharded": {"key_column", "keyspace"},
     "reference": {"home"},
     "global": {"home"},
+    "local": set[str](),
 }
 
 
@@ -32,7 +35,7 @@ _FIELDS = {
 class Declaration:
     """What a table declares: its kind, and what that kind needs."""
 
-    #: ``sharded``, ``reference`` or ``global``.
+    #: ``sharded``, ``reference``, ``global`` or ``local``.
     kind: str
     #: Name of the key's column in the database; None unless sharded.
     key_column: str | None = None
@@ -40,6 +43,8 @@ class Declaration:
     keyspace: str | None = None
     #: The shard where a reference table is written (None: the cluster's choice) or where a global table lives.
     home: str | None = None
+    #: Its windows of time; None unless it is partitioned.
+    policy: Policy | None = None
 
 
 def sharded_by(column: str, keyspace: str = "users") -> dict[str, Any]:
@@ -80,6 +85,61 @@ def global_on(shard: str) -> dict[str, Any]:
     return {_PREFIX + "global": {"home": shard}}
 
 
+def local() -> dict[str, Any]:
+    """Declare that every shard has a table with rows of its own: a row stays on the shard where it was written.
+
+    Returns:
+        An entry for ``Table.info``.
+    """
+    return {_PREFIX + "local": {}}
+
+
+def time_partitioned(
+    column: str,
+    every: str,
+    *,
+    keep: str | None = None,
+    ahead: int = 3,
+    key: str | None = None,
+    zone: str = "UTC",
+    anchor: str | None = None,
+    grace: str | None = "7 days",
+    archive: str | None = None,
+    guards: bool = True,
+    snowflake_epoch: int = 0,
+    snowflake_bits: int = 22,
+) -> dict[str, Any]:
+    """Declare that a table is partitioned by time, the same on every shard that has it.
+
+    Alone it makes the table `local`; combine it with another kind: ``sharded_by("user_id") | time_partitioned(...)``.
+
+    Args:
+        column: name of the column in the database.
+        every: length of a window: ``"6 hours"``, ``"1 day"``, ``"1 week"`` (ISO), ``"1 month"``, ``"1 quarter"``, ``"1 year"``.
+        keep: how long a window is kept after its end; for ever unless given.
+        ahead: how many whole windows exist ahead of the one of now.
+        key: what the column holds, where its type does not say it: ``epoch_s``, ``epoch_ms``, ``epoch_us``, ``uuid7``,
+            ``snowflake``.
+        zone: IANA zone in which days and longer units begin.
+        anchor: a moment at which some window begins, ISO 8601 in `zone`; the unit's own beginning unless given.
+        grace: between detaching and dropping a window; None: dropped in the next run.
+        archive: directory or URI that a window is archived to before it is dropped.
+        guards: guard partitions at both ends, for rows that no window takes.
+        snowflake_epoch: Unix milliseconds of a snowflake key's year zero.
+        snowflake_bits: bits below the milliseconds of a snowflake key.
+
+    Returns:
+        An entry for ``Table.info``.
+
+    Raises:
+        BadDeclaration: the policy contradicts itself.
+    """
+    policy = Policy(
+        column, every, keep, ahead, key, zone, anchor, grace, archive, guards, snowflake_epoch, snowflake_bits
+    )
+    return {_PARTITIONED: policy.to_json()}
+
+
 def declaration_of(table: Table) -> Declaration | None:
     """What a table declares about where its rows live, or None when it declares nothing.
 
@@ -92,21 +152,24 @@ def declaration_of(table: Table) -> Declaration | None:
     found = [key for key in table.info if isinstance(key, str) and key.startswith(_PREFIX)]
     if not found:
         return None
-    kinds = [key.removeprefix(_PREFIX) for key in found]
-    if len(found) > 1:
+    policy = _policy_of(table)
+    kinds = [key.removeprefix(_PREFIX) for key in found if key != _PARTITIONED]
+    if not kinds:
+        return Declaration("local", policy=policy)
+    if len(kinds) > 1:
         raise errors.BadDeclaration(
             f"table {table.fullname} is declared {' and '.join(sorted(kinds))}",
             fix="declare one of them",
             table=table.fullname,
         )
-    kind, fields = kinds[0], table.info[found[0]]
+    kind, fields = kinds[0], table.info[_PREFIX + kinds[0]]
     if kind not in _FIELDS or not isinstance(fields, dict) or set(fields) != _FIELDS[kind]:
         raise errors.BadDeclaration(
-            f"table {table.fullname} has an entry {found[0]} that no function of shardwright made",
-            fix="use sharded_by(), reference() or global_on()",
+            f"table {table.fullname} has an entry {_PREFIX}{kind} that no function of shardwright made",
+            fix="use sharded_by(), reference(), global_on() or local()",
             table=table.fullname,
         )
-    declaration = Declaration(kind, **fields)
+    declaration = Declaration(kind, **fields, policy=policy)
     if declaration.key_column is not None and not any(
         column.name == declaration.key_column for column in table.columns
     ):
@@ -116,6 +179,26 @@ def declaration_of(table: Table) -> Declaration | None:
             table=table.fullname,
         )
     return declaration
+
+
+def _policy_of(table: Table) -> Policy | None:
+    fields = table.info.get(_PARTITIONED)
+    if fields is None:
+        return None
+    if not isinstance(fields, dict):
+        raise errors.BadDeclaration(
+            f"table {table.fullname} has an entry {_PARTITIONED} that no function of shardwright made",
+            fix="use time_partitioned()",
+            table=table.fullname,
+        )
+    policy = Policy.from_json(fields)
+    if not any(column.name == policy.column for column in table.columns):
+        raise errors.BadDeclaration(
+            f"table {table.fullname} is partitioned by {policy.column}, a column that it does not have",
+            fix=f"its columns are {', '.join(column.name for column in table.columns)}",
+            table=table.fullname,
+        )
+    return policy
 
 
 def check_declared(table: Table, declaration: Declaration) -> None:
@@ -128,23 +211,26 @@ def check_declared(table: Table, declaration: Declaration) -> None:
     Raises:
         BadDeclaration: the key column is nullable, or the primary key or a unique constraint lacks it.
     """
-    if declaration.kind != "sharded":
-        return
-    key = declaration.key_column
+    if declaration.kind == "sharded" and declaration.key_column is not None:
+        _check_unique(table, declaration.key_column, "sharded", "no shard can see another's rows")
+    if declaration.policy is not None:
+        _check_unique(table, declaration.policy.column, "partitioned", "no partition can see another's rows")
 
+
+def _check_unique(table: Table, key: str, how: str, why: str) -> None:
     def refuse(what: str, fix: str) -> errors.BadDeclaration:
         return errors.BadDeclaration(
-            f"table {table.fullname} is sharded by {key}, but {what}", fix=fix, table=table.fullname
+            f"table {table.fullname} is {how} by {key}, but {what}", fix=fix, table=table.fullname
         )
 
-    if not any(column.name == key for column in table.primary_key.columns):
+    if (how == "sharded" or table.primary_key.columns) and not any(
+        column.name == key for column in table.primary_key.columns
+    ):
         raise refuse("its primary key lacks that column", f"make it PRIMARY KEY ({key}, ...)")
     for constraint in table.constraints:
         if isinstance(constraint, UniqueConstraint) and not any(column.name == key for column in constraint.columns):
             named = ", ".join(column.name for column in constraint.columns)
-            raise refuse(
-                f"UNIQUE ({named}) lacks that column", "no shard can see another's rows: add the key column to it"
-            )
+            raise refuse(f"UNIQUE ({named}) lacks that column", f"{why}: add the column to it")
     for index in table.indexes:
         if index.unique and not any(getattr(part, "name", None) == key for part in index.expressions):
-            raise refuse(f"unique index {index.name} lacks that column", "add the key column to it")
+            raise refuse(f"unique index {index.name} lacks that column", "add the column to it")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from shardwright import errors
 from shardwright.catalog import ddl, roster
+from shardwright.failpoints import reach
 from shardwright.reshard import cleaning, fence
-from shardwright.reshard.failpoints import reach
 from shardwright.reshard.world import World
 from shardwright.routing.multirange import Multirange
 

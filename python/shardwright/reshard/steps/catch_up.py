@@ -6,8 +6,8 @@ import time
 
 from shardwright import errors
 from shardwright.catalog import operations
+from shardwright.failpoints import reach
 from shardwright.reshard import streams
-from shardwright.reshard.failpoints import reach
 from shardwright.reshard.world import World
 
 #: A stream has caught up when a marker passes in this many seconds.

@@ -6,8 +6,8 @@ import time
 
 from shardwright import errors
 from shardwright.catalog import roster
+from shardwright.failpoints import reach
 from shardwright.reshard import cleaning, fence, streams
-from shardwright.reshard.failpoints import reach
 from shardwright.reshard.world import World
 
 #: A router that has not been heard of for this many seconds is taken for gone.

@@ -14,8 +14,8 @@ from shardwright import engines, errors
 from shardwright.catalog import ddl, operations
 from shardwright.catalog.operations import Move
 from shardwright.catalog.tables import RegisteredTable
+from shardwright.failpoints import reach
 from shardwright.reshard import cleaning, pump, streams
-from shardwright.reshard.failpoints import reach
 from shardwright.reshard.pump import Progress
 from shardwright.reshard.world import World, log
 

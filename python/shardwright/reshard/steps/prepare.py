@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from shardwright.catalog import map_changes, maps, roster
 from shardwright.catalog.operations import Move
+from shardwright.failpoints import reach
 from shardwright.reshard import fence, streams
-from shardwright.reshard.failpoints import reach
 from shardwright.reshard.world import World
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from shardwright.failpoints import reach
 from shardwright.reshard import compare, fence, streams
-from shardwright.reshard.failpoints import reach
 from shardwright.reshard.world import World
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from shardwright import errors
 from shardwright.catalog import evidence
 from shardwright.catalog.operations import Move
+from shardwright.failpoints import reach
 from shardwright.reshard import fence, streams
-from shardwright.reshard.failpoints import reach
 from shardwright.reshard.phases import Goal
 from shardwright.reshard.world import World, log
 from shardwright.routing.multirange import Multirange
