@@ -322,7 +322,10 @@ def _check_fit(
     table: RegisteredTable, layouts: Mapping[str, Layout], sites: Mapping[str, Site], shard_map: ShardMap
 ) -> None:
     role = fitness.Role(
-        table.kind, shard_map.keyspace(table.keyspace) if table.keyspace is not None else None, table.key_column
+        table.kind,
+        shard_map.keyspace(table.keyspace) if table.keyspace is not None else None,
+        table.key_column,
+        table.policy,
     )
     for shard, layout in layouts.items():
         fitness.check(sites[shard].connection, layout, role, shard)

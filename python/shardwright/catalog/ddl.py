@@ -244,7 +244,8 @@ def _present(connection: psycopg.Connection, layout: Layout) -> tuple[set[str], 
 
 
 def _is_index(key: Key) -> bool:
-    # A temporal key (PRIMARY KEY .. WITHOUT OVERLAPS, 18) is no plain unique index that a constraint could adopt.
+    # A temporal key (PRIMARY KEY .. WITHOUT OVERLAPS, 18) is no plain unique index that a constraint could adopt, and a
+    # partitioned table's constraint adopts none.
     return key.definition.startswith("CREATE ")
 
 
@@ -302,7 +303,8 @@ def _table_statements(layout: Layout) -> Iterable[Statement]:
             )
     columns = sql.SQL(", ").join(_column(layout, column) for column in layout.columns)
     options = printed(f" WITH ({', '.join(layout.options)})" if layout.options else "")
-    yield sql.SQL("CREATE TABLE {} ({}){}").format(table, columns, options)
+    partitions = printed(f" PARTITION BY {layout.partition_by}" if layout.partition_by else "")
+    yield sql.SQL("CREATE TABLE {} ({}){}{}").format(table, columns, partitions, options)
     for sequence in layout.sequences:
         if sequence.bond == "owned":
             yield sql.SQL("ALTER SEQUENCE {} OWNED BY {}").format(

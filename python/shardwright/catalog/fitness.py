@@ -11,6 +11,7 @@ from psycopg.rows import dict_row
 
 from shardwright import errors
 from shardwright.catalog.layout import Key, Layout
+from shardwright.routing.policy import Policy
 from shardwright.routing.shard_map import Keyspace
 
 #: Column types that give the same points as the keyspace's own: PostgreSQL hashes small and large integers alike.
@@ -25,7 +26,6 @@ _ACCEPTS = {
 }
 
 _KINDS = {
-    "p": ("a partitioned table", "partitioned tables cannot be registered yet"),
     "f": ("a foreign table", "register the table where its rows are"),
     "v": ("a view", "register the tables that it reads"),
     "m": ("a materialized view", "register the tables that it reads"),
@@ -34,7 +34,12 @@ _KINDS = {
 _FACTS = """
 SELECT c.relkind, c.relpersistence, c.relrowsecurity, c.relreplident, c.reloftype <> 0 AS typed,
        EXISTS (SELECT FROM pg_inherits WHERE inhrelid = c.oid) AS child,
-       EXISTS (SELECT FROM pg_inherits WHERE inhparent = c.oid) AS parent,
+       EXISTS (SELECT FROM pg_inherits WHERE inhparent = c.oid) AS parent, c.relispartition AS leaf,
+       NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = %(time)s AND NOT a.attnotnull
+                                                AND NOT a.attisdropped) AS time_not_null,
+       (SELECT format_type(a.atttypid, NULL) FROM pg_attribute a
+         WHERE a.attrelid = c.oid AND a.attname = %(time)s AND a.attnum > 0 AND NOT a.attisdropped) AS time_type,
+       'RANGE (' || quote_ident(%(time)s) || ')' AS wanted_partition_by,
        ARRAY(SELECT rulename::text FROM pg_rewrite WHERE ev_class = c.oid AND ev_type <> '1' ORDER BY 1) AS rules,
        ARRAY(SELECT tgname::text FROM pg_trigger WHERE tgrelid = c.oid AND NOT tgisinternal AND tgenabled IN ('A', 'R')
               ORDER BY 1) AS always,
@@ -53,10 +58,11 @@ SELECT c.relkind, c.relpersistence, c.relrowsecurity, c.relreplident, c.reloftyp
 class Role:
     """What a table is to be."""
 
-    #: ``sharded``, ``reference`` or ``global``.
+    #: ``sharded``, ``reference``, ``global`` or ``local``.
     kind: str
     keyspace: Keyspace | None = None
     key_column: str | None = None
+    policy: Policy | None = None
 
 
 def check(connection: psycopg.Connection, layout: Layout, role: Role, shard: str) -> None:
@@ -79,26 +85,34 @@ def check(connection: psycopg.Connection, layout: Layout, role: Role, shard: str
 
     with connection.cursor(row_factory=dict_row) as cursor:
         facts = cursor.execute(
-            _FACTS, {"schema": layout.schema, "table": layout.table, "key": role.key_column}
+            _FACTS,
+            {
+                "schema": layout.schema,
+                "table": layout.table,
+                "key": role.key_column,
+                "time": role.policy.column if role.policy is not None else None,
+            },
         ).fetchone()
     if facts is None:
         raise unfit("is gone", "run the command again")
-    for what, fix in (*_body(facts, role), *_key(facts, layout, role)):
+    for what, fix in (*_body(facts, role), *_partitions(facts, layout, role), *_key(facts, layout, role)):
         raise unfit(what, fix)
 
 
 def _body(facts: Mapping[str, Any], role: Role) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
-    if facts["relkind"] != "r":
+    if facts["relkind"] not in ("r", "p"):
         what, fix = _KINDS.get(facts["relkind"], ("no ordinary table", "register ordinary tables"))
         found.append((f"is {what}", fix))
-    if facts["child"] or facts["parent"]:
+    if facts["leaf"]:
+        found.append(("is a partition", "register the table that it is a partition of"))
+    elif facts["child"] or (facts["parent"] and facts["relkind"] != "p"):
         found.append(("takes part in inheritance", "ALTER TABLE .. NO INHERIT, or leave the table out"))
     if facts["typed"]:
         found.append(("is a typed table", "ALTER TABLE .. NOT OF"))
     if facts["relpersistence"] == "t":
         found.append(("is temporary", "register permanent tables"))
-    if role.kind == "global":
+    if role.kind in ("global", "local"):
         return found
     if facts["relpersistence"] == "u":
         found.append(("is unlogged: it is in no replication stream", "ALTER TABLE .. SET LOGGED"))
@@ -123,8 +137,48 @@ def _body(facts: Mapping[str, Any], role: Role) -> list[tuple[str, str]]:
     return found
 
 
+def _partitions(facts: Mapping[str, Any], layout: Layout, role: Role) -> list[tuple[str, str]]:
+    policy = role.policy
+    if policy is None:
+        if facts["relkind"] != "p":
+            return []
+        return [
+            (
+                f"is partitioned by {layout.partition_by}, and no policy says how",
+                'declare it: time_partitioned("COLUMN", every="1 month"); its partitions are taken over by '
+                "`shardwright partition adopt`",
+            )
+        ]
+    column = policy.column
+    if facts["time_type"] is None:
+        return [(f"has no column {column}", f"its columns are {', '.join(column.name for column in layout.columns)}")]
+    if facts["relkind"] == "r":
+        return [
+            (
+                f"is not partitioned, and its policy wants it to be, by {column}",
+                f"shardwright partition convert {layout.name}",
+            )
+        ]
+    found: list[tuple[str, str]] = []
+    if layout.partition_by != facts["wanted_partition_by"]:
+        found.append(
+            (
+                f"is partitioned by {layout.partition_by}, and its policy wants {facts['wanted_partition_by']}",
+                "declare the policy of the column that it is partitioned by",
+            )
+        )
+    if not facts["time_not_null"]:
+        found.append(
+            (
+                f"allows NULL in {column}, which no window can take",
+                f"ALTER TABLE .. ALTER COLUMN {column} SET NOT NULL",
+            )
+        )
+    return found
+
+
 def _key(facts: Mapping[str, Any], layout: Layout, role: Role) -> list[tuple[str, str]]:
-    if role.kind == "global":
+    if role.kind in ("global", "local"):
         return []
     primary = layout.primary_key
     found: list[tuple[str, str]] = []
@@ -228,10 +282,12 @@ def _crosses(key: Key, me: Neighbour, there: Neighbour | None) -> str:
     if there is None:
         return "" if me.kind == "global" else "a table that is not registered, and so not on every shard"
     if there.kind == "reference":
-        ok = me.kind in ("sharded", "reference") or me.home == there.home
+        ok = me.kind in ("sharded", "reference", "local") or me.home == there.home
         return "" if ok else f"a reference table whose home is shard {there.home}"
     if there.kind == "global":
         return "" if me.kind == "global" and me.home == there.home else f"a table that is on shard {there.home} only"
+    if there.kind == "local":
+        return "" if me.kind in ("local", "global") else "a table of which every shard has rows of its own"
     if me.kind != "sharded" or me.keyspace != there.keyspace:
         return "a sharded table of which a shard has only its part"
     if (me.key_column, there.key_column) not in list(zip(key.columns, key.to_columns, strict=True)):

@@ -121,6 +121,8 @@ class Layout:
     comment: str | None
     owner: str
     grants: tuple[Grant, ...]
+    #: ``RANGE (created_at)``; None for a table that is not partitioned.
+    partition_by: str | None = None
 
     @property
     def name(self) -> str:
@@ -167,6 +169,8 @@ class Layout:
         }
         found |= {f"trigger {name}": text for name, text in self.triggers}
         found["replica identity"] = f"{self.replica_identity} {self.replica_index or ''}"
+        if self.partition_by is not None:
+            found["partition by"] = self.partition_by
         return found
 
     def differences(self, other: Layout) -> list[str]:
@@ -234,8 +238,12 @@ SELECT jsonb_build_object(
           'name', ic.relname,
           'kind', CASE co.contype WHEN 'p' THEN 'primary' WHEN 'u' THEN 'unique' WHEN 'x' THEN 'exclude'
                                   ELSE 'index' END,
-          'definition', CASE WHEN co.contype = 'x' OR i.indisexclusion THEN pg_get_constraintdef(co.oid)
-                             ELSE pg_get_indexdef(i.indexrelid) END,
+          'definition', CASE
+              WHEN co.contype = 'x' OR i.indisexclusion OR co.oid IS NOT NULL AND c.relkind = 'p'
+              THEN pg_get_constraintdef(co.oid)
+              -- A partitioned table's index is printed as ON ONLY, and a new one is to reach the partitions.
+              ELSE replace(pg_get_indexdef(i.indexrelid), format('INDEX %%I ON ONLY ', ic.relname),
+                           format('INDEX %%I ON ', ic.relname)) END,
           'columns', ARRAY(SELECT a.attname FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS p(attnum, at)
                              JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = p.attnum
                             WHERE p.at <= i.indnkeyatts ORDER BY p.at),
@@ -292,7 +300,7 @@ SELECT jsonb_build_object(
   'options', c.reloptions, 'replica_identity', c.relreplident,
   'replica_index', (SELECT ic.relname FROM pg_index i JOIN pg_class ic ON ic.oid = i.indexrelid
                      WHERE i.indrelid = c.oid AND i.indisreplident),
-  'comment', obj_description(c.oid, 'pg_class'), 'owner', pg_get_userbyid(c.relowner),
+  'comment', obj_description(c.oid, 'pg_class'), 'partition_by', pg_get_partkeydef(c.oid), 'owner', pg_get_userbyid(c.relowner),
   'grants', (SELECT jsonb_agg(jsonb_build_object('role', CASE g.grantee WHEN 0 THEN 'public'
         ELSE pg_get_userbyid(g.grantee) END, 'privilege', g.privilege_type, 'grantable', g.is_grantable,
         'column', g.attname, 'sequence', CASE WHEN g.seqname IS NOT NULL THEN ARRAY[g.seqschema, g.seqname] END)
@@ -313,7 +321,7 @@ WHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p', 'f', 'v', 'm
 
 
 def layout_of(connection: psycopg.Connection, schema: str, table: str) -> Layout:
-    """Read a table's layout.
+    """Read a table's layout; of a partitioned one the parent's, without its partitions.
 
     Args:
         connection: to the shard, with a search_path of pg_catalog (as `engines` makes it).

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psycopg
@@ -13,6 +14,7 @@ from shardwright import engines, errors
 from shardwright.catalog import adoption, created, layout, roster
 from shardwright.catalog.roster import Shard
 from shardwright.catalog.tables import RegisteredTable
+from shardwright.routing.predicates import quote_identifier
 from shardwright.routing.tables import Declaration, check_declared, declaration_of
 
 
@@ -97,6 +99,8 @@ def _check_foreign_keys(declared: Sequence[tuple[Table, Declaration]]) -> None:
                 what = "declares nothing and so is on no other shard"
             elif there is not None and there.kind == "global" and there.home != declaration.home:
                 what = f"lives on shard {there.home} only"
+            elif there is not None and there.kind == "local" and declaration.kind not in ("local", "global"):
+                what = "has rows of its own on every shard"
             else:
                 continue
             raise errors.BadDeclaration(
@@ -104,6 +108,23 @@ def _check_foreign_keys(declared: Sequence[tuple[Table, Declaration]]) -> None:
                 fix="declare that table too (reference() puts it on every shard), or drop the foreign key",
                 table=table.fullname,
             )
+
+
+@contextmanager
+def _partitioned(some: Sequence[Table]) -> Iterator[None]:
+    """Tables with a policy are created PARTITION BY, which a model need not repeat."""
+    changed = []
+    try:
+        for table in some:
+            declaration = declaration_of(table)
+            options = table.dialect_options["postgresql"]
+            if declaration is not None and declaration.policy is not None and options.get("partition_by") is None:
+                changed.append(options)
+                options["partition_by"] = f"RANGE ({quote_identifier(declaration.policy.column)})"
+        yield
+    finally:
+        for options in changed:
+            options["partition_by"] = None
 
 
 def _by_base(
@@ -157,7 +178,8 @@ def _make(base: Shard, metadata: MetaData, some: Sequence[Table], schema: str) -
             assert isinstance(driver, psycopg.Connection)
             for place in sorted({table.schema or schema for table in some}):
                 created.make_schema(driver, place)
-            metadata.create_all(connection, tables=list(some))
+            with _partitioned(some):
+                metadata.create_all(connection, tables=list(some))
             for table in some:
                 created.note(driver, "table", table.schema or schema, table.name)
     except DBAPIError as error:

@@ -81,12 +81,17 @@ def publish(home: psycopg.Connection, cluster: str, tables: Sequence[tuple[str, 
             home.execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(name))
             return
         if exists is None:
+            # Of a partitioned table the root is published: a copy's partitions may come and go on their own.
             home.execute(
-                sql.SQL("CREATE PUBLICATION {} WITH (publish = 'insert, update, delete, truncate')").format(name)
+                sql.SQL(
+                    "CREATE PUBLICATION {} "
+                    "WITH (publish = 'insert, update, delete, truncate', publish_via_partition_root = true)"
+                ).format(name)
             )
         present = set(
             home.execute(
-                "SELECT schemaname, tablename FROM pg_publication_tables WHERE pubname = %s",
+                "SELECT n.nspname, c.relname FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid "
+                "JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = %s",
                 (publication_name(cluster),),
             ).fetchall()
         )

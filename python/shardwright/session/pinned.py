@@ -137,7 +137,12 @@ class Pinned:
                     f"on shard {self._route.shard}",
                     fix="use a session without a key",
                 )
-            if plan.target is not None and plan.target[:2] == (schema, name) and declared.home != self._route.shard:
+            if (
+                plan.target is not None
+                and plan.target[:2] == (schema, name)
+                and declared.kind != "local"
+                and declared.home != self._route.shard
+            ):
                 raise _away_from_home(name, declared.home, self._route.shard)
         return plan
 
@@ -187,7 +192,7 @@ class Pinned:
         found = self._cluster.mapped_key(mapper)
         if found.declaration.kind == "sharded":
             self._check_key(found.declaration.keyspace or "", found.of(sa.inspect(instance)))
-        elif found.declaration.home != self._route.shard:
+        elif found.declaration.kind != "local" and found.declaration.home != self._route.shard:
             raise _away_from_home(found.table[1], found.declaration.home, self._route.shard)
 
     def check_use(self, bind: Any) -> None:

@@ -18,6 +18,7 @@ from shardwright import errors
 from shardwright.routing.multirange import Multirange
 from shardwright.session import opening
 from shardwright.session.faults import ConnectionLost, EntryRefused
+from shardwright.session.instances import MappedKey
 from shardwright.session.pinned import as_rows, check_mapping
 from shardwright.session.results import with_hidden, without_hidden
 from shardwright.session.scatter import Scatter, check_tiling
@@ -27,6 +28,7 @@ from shardwright.session.targets import (
     Target,
     find_target,
     home_of,
+    local_to_each,
     one_shard_only,
     refuse_second_writer,
 )
@@ -224,7 +226,7 @@ class Routed:
 
         def where() -> tuple[str, Iterable[int]]:
             if found.declaration.kind != "sharded":
-                shard, ranges = home_of(found.declaration.home, found.table[1]), frozenset[int]()
+                shard, ranges = self._home(found), frozenset[int]()
             else:
                 route = self._cluster.map.route(found.declaration.keyspace or "", key)
                 shard, ranges = route.shard, frozenset({route.range_id})
@@ -236,6 +238,15 @@ class Routed:
             return self._connected(where)
         finally:
             self._shards.writes = False
+
+    def _home(self, found: MappedKey) -> str:
+        """Where objects are written that no key places: of a local table, on the one shard that is in use."""
+        if found.declaration.kind != "local":
+            return home_of(found.declaration.home, found.table[1])
+        in_use = self._shards.in_use()
+        if len(in_use) != 1:
+            raise local_to_each(found.table[1])
+        return in_use[0]
 
     def _connected(self, where: Callable[[], tuple[str, Iterable[int]]]) -> Connection:
         """The connection of the shard that `where` gives, its transaction begun; asked again where it was refused."""
@@ -262,7 +273,7 @@ class Routed:
         for entity, row in rows:
             found = self._cluster.mapped_key(sa.inspect(entity).mapper)
             if found.declaration.kind != "sharded":
-                ranges.setdefault(home_of(found.declaration.home, found.table[1]), set())
+                ranges.setdefault(self._home(found), set())
             elif isinstance(row, Mapping):
                 check_mapping(found, row, note)
             else:

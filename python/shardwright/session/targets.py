@@ -81,8 +81,9 @@ def find_target(
     if plan.opaque is not None:
         raise no_key(plan.opaque)
     shard_map = cluster.map
+    _refuse_local(plan, in_use)
     homes = {home_of(declared.home, name) for _, name, declared in plan.others if declared.kind == "global"}
-    if plan.target is not None:
+    if plan.target is not None and plan.target[2].kind != "local":
         homes.add(home_of(plan.target[2].home, plan.target[1]))
     if plan.unbound is not None:
         return _everywhere(cluster, statement, cluster.planner.exact(statement, params, plan), homes)
@@ -114,6 +115,16 @@ def find_target(
     if plan.writes:
         refuse_second_writer(writer, shard)
     return Target(shard, frozenset(ids), plan.writes, shard_map.version)
+
+
+def _refuse_local(plan: Plan, in_use: Sequence[str]) -> None:
+    """Only a transaction that is on one shard already can tell whose rows of a local table are meant."""
+    touched = [*plan.others, *([plan.target] if plan.target is not None else [])]
+    if len(in_use) == 1 and plan.unbound is None:
+        return
+    for _, name, declared in touched:
+        if declared.kind == "local":
+            raise local_to_each(name)
 
 
 def _everywhere(cluster: Cluster, statement: Any, plan: Plan, homes: Iterable[str]) -> Everywhere:
@@ -161,6 +172,15 @@ def no_key(why: str) -> errors.NoShardKey:
         f"no shard can be chosen for the statement: {why}",
         fix='name the shard key in it, use Session(key=...), or give bind_arguments={"key": ...} or {"shard": ...}',
     )
+
+
+def local_to_each(table: str) -> errors.NoShardKey:
+    """The error for a local table when nothing says which shard's is meant.
+
+    Args:
+        table: its name.
+    """
+    return no_key(f"every shard has a table {table} with rows of its own")
 
 
 def one_shard_only(shards: Iterable[str]) -> errors.CrossShardTransaction:
