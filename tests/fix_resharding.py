@@ -155,14 +155,16 @@ def writers(small: Small) -> Iterator[list[Writer]]:
     yield made
     for writer in made:
         writer.stop.set()
-        writer.join()
+        writer.join(60)
+        assert not writer.is_alive(), "a writer still waits"
 
 
 def check_exact(small: Small, writers: list[Writer]) -> None:
     """Every row that was there or acknowledged is on the one shard that owns it, no other is, and nothing is left."""
     for writer in writers:
         writer.stop.set()
-        writer.join()
+        writer.join(60)
+        assert not writer.is_alive(), "a writer still waits"
     rows = [row[:2] for row in small.rows()]
     wanted = {(key, 1) for key in range(ROWS)} | writers[0].acknowledged | writers[1].acknowledged
     assert len(rows) == len(set(rows)), "a row is on two shards"

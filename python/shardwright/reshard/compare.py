@@ -190,7 +190,7 @@ def _both(here: psycopg.Connection, there: psycopg.Connection, text: str) -> tup
         # the other side must be idle before anybody closes its connection, and that may be hours from now
         with contextlib.suppress(psycopg.Error):
             there.cancel_safe(timeout=2)
-        other.join()
+        other.join(5)  # a server that does not answer at all is left to its thread
         raise
     if isinstance(theirs[0], BaseException):
         raise theirs[0]

@@ -160,7 +160,8 @@ class _Lease:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stop.set()
-        self._thread.join()
+        # a catalog that does not answer keeps nobody here: the lease ends by itself
+        self._thread.join(LEASE_SECONDS)
 
     def _renew(self) -> None:
         catalog: psycopg.Connection | None = None
