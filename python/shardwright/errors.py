@@ -276,6 +276,27 @@ class MisplacedRows(PreconditionError):
     kind = "misplaced-rows"
 
 
+class ArchiveUnusable(PreconditionError):
+    """An archive of a partition cannot be written or read: the directory is not writable, the disk is full, the store
+    does not answer, or the file is not what its manifest says. The partition is not dropped without it.
+
+    Mend the place that the message names, then run `shardwright partition tick`, or the restore, again.
+    """
+
+    code = "SW215"
+    kind = "archive-unusable"
+
+
+class StillReferenced(PreconditionError):
+    """Rows of another table point by a foreign key to the partition whose time is over. Nothing was changed.
+
+    Delete those rows, or give their table a policy that ends them earlier.
+    """
+
+    code = "SW216"
+    kind = "still-referenced"
+
+
 # ---------------------------------------------------------------- exit 4: somebody else, or not in time
 
 
@@ -362,6 +383,16 @@ class VerificationDiffers(VerificationError):
 
     code = "SW401"
     kind = "verification-differs"
+
+
+class ArchiveDiffers(VerificationError):
+    """What was read back from an archive is not what the partition holds, or held. The partition is not dropped.
+
+    A new try writes the file anew; if that differs too, the disk or the store changes what it is given.
+    """
+
+    code = "SW402"
+    kind = "archive-differs"
 
 
 class OwnershipUnknownError(ShardwrightError):
