@@ -78,6 +78,17 @@ CREATE TABLE shardwright.partitions (
     PRIMARY KEY (schema_name, name)
 );
 
+-- What a schema migration said of a table here and the catalog has not been told yet, written in the revision's own
+-- transaction. Rows go when all shards are there and the catalog has it.
+CREATE TABLE shardwright.declared (
+    schema_name  text NOT NULL,
+    table_name   text NOT NULL,
+    -- as in SQLAlchemy's Table.info
+    info         jsonb NOT NULL,
+    at           timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (schema_name, table_name)
+);
+
 -- Class of the two-key advisory locks: 1397249860 = 'SHWD'. Key 0 stands for the whole shard, others for a range.
 CREATE FUNCTION shardwright.enter(range_id int) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

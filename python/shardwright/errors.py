@@ -297,6 +297,27 @@ class StillReferenced(PreconditionError):
     kind = "still-referenced"
 
 
+class MigrationRefused(PreconditionError):
+    """A schema migration would do what must not be done behind shardwright's back. The revision was rolled back.
+
+    A partition that shardwright manages is not dropped, detached or renamed by a migration: its retention does that,
+    after a grace and an archive. A registered table is not dropped or renamed, and one is not partitioned anew by DDL.
+    """
+
+    code = "SW217"
+    kind = "migration-refused"
+
+
+class MigrationFailed(PreconditionError):
+    """A revision of a schema migration failed on a shard. It was rolled back there, and shards after it were not touched.
+
+    Mend the revision, then run the same command again: it goes on where it stopped.
+    """
+
+    code = "SW218"
+    kind = "migration-failed"
+
+
 # ---------------------------------------------------------------- exit 4: somebody else, or not in time
 
 
@@ -393,6 +414,16 @@ class ArchiveDiffers(VerificationError):
 
     code = "SW402"
     kind = "archive-differs"
+
+
+class LayoutsDiffer(VerificationError):
+    """A registered table is not the same on all shards, or not what the catalog has, though their revisions are equal.
+
+    Somebody changed it by hand on one of them. Make the definitions equal, then run `shardwright migrate upgrade` again.
+    """
+
+    code = "SW403"
+    kind = "layouts-differ"
 
 
 class OwnershipUnknownError(ShardwrightError):

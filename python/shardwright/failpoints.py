@@ -40,6 +40,9 @@ FAILPOINTS: Final = (
     "clean_up.deleted",
     "abort.streams_dropped",
     "abort.deleted",
+    "migrate.before_commit",
+    "migrate.shard_upgraded",
+    "migrate.catalog_written",
 )
 
 ACTIONS: Final = ("crash", "pause", "error")
