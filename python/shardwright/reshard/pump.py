@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import select
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -238,14 +239,14 @@ def pipe(source: psycopg.Connection, copy_out: str, target: psycopg.Connection, 
     """
     out, into = source.pgconn, target.pgconn
     was_nonblocking = (out.nonblocking, into.nonblocking)
-    out.nonblocking = into.nonblocking = 0
+    out.nonblocking, into.nonblocking = 0, 1
     size = 0
     try:
         _begin_copy(out, copy_out, pq.ExecStatus.COPY_OUT)
         _begin_copy(into, copy_in, pq.ExecStatus.COPY_IN)
         block: list[bytes] = []
         filled = 0
-        get, put = out.get_copy_data, into.put_copy_data
+        get = out.get_copy_data
         while True:
             length, data = get(0)
             if length <= 0:
@@ -253,15 +254,16 @@ def pipe(source: psycopg.Connection, copy_out: str, target: psycopg.Connection, 
             block.append(bytes(data))
             filled += length
             if filled >= _BLOCK_BYTES:
-                put(b"".join(block))
+                _put(into, b"".join(block))
                 size += filled
                 block.clear()
                 filled = 0
         if block:
-            put(b"".join(block))
+            _put(into, b"".join(block))
             size += filled
         _end_copy(out)
         into.put_copy_end()
+        _flush(into)
         return _end_copy(into), size
     except BaseException:
         # half a COPY cannot be taken up again: end both connections rather than drain them
@@ -281,10 +283,32 @@ def _begin_copy(connection: pq.abc.PGconn, statement: str, wanted: pq.ExecStatus
         raise psycopg.errors.error_from_result(result)
 
 
+def _put(connection: pq.abc.PGconn, block: bytes) -> None:
+    connection.put_copy_data(block)
+    _flush(connection)
+
+
+def _flush(connection: pq.abc.PGconn) -> None:
+    while connection.flush() == 1:
+        _wait(connection, select.POLLIN | select.POLLOUT)
+
+
+def _wait(connection: pq.abc.PGconn, events: int) -> None:
+    """Wait for the server without the GIL: libpq's own waiting would hold it, and with it every thread of the process."""
+    ready = select.poll()
+    ready.register(connection.socket, events)
+    if any(event & ~select.POLLOUT for _, event in ready.poll()):
+        connection.consume_input()
+
+
 def _end_copy(connection: pq.abc.PGconn) -> int:
     rows = 0
-    while (result := connection.get_result()) is not None:
+    while True:
+        while connection.is_busy():
+            _wait(connection, select.POLLIN)
+        result = connection.get_result()
+        if result is None:
+            return rows
         if result.status != pq.ExecStatus.COMMAND_OK:
             raise psycopg.errors.error_from_result(result)
         rows = result.command_tuples or 0
-    return rows
