@@ -193,5 +193,6 @@ def table_json(table: tables.RegisteredTable) -> dict[str, Any]:
         "keyspace": table.keyspace,
         "key": table.key_column,
         "home": table.home_shard,
+        "policy": table.policy.to_json() if table.policy is not None else None,
         "fingerprint": table.layout.fingerprint,
     }

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 from sqlalchemy import MetaData
 
 from shardwright import errors
-from shardwright.catalog import adoption, forgetting, models, overview, tables
+from shardwright.catalog import adoption, forgetting, models, overview, table_file, tables
 from shardwright.cli.app import DEFAULTS, Answer, Common
 from shardwright.cli.output import Table
 from shardwright.routing.tables import Declaration
@@ -20,15 +21,22 @@ app = App(name="table", help="Register tables on every shard, adopt existing one
 
 
 @app.command
-def register(metadata: str, /, *, common: Common = DEFAULTS) -> Answer:
+def register(declared: str, /, *, common: Common = DEFAULTS) -> Answer:
     """Register every declared table of SQLAlchemy models: made where missing, adopted where it has rows already.
 
+    A TOML file declares tables that exist on a shard and that no model describes.
+
     Args:
-        metadata: MODULE:NAME of a MetaData or of a declarative base, such as app.models:Base.
+        declared: MODULE:NAME of a MetaData or of a declarative base, such as app.models:Base; or a file, tables.toml.
     """
-    found = _metadata(metadata)
-    with common.connect() as catalog:
-        done = models.register(catalog, found)
+    if declared.endswith(".toml"):
+        wanted = table_file.read(_text(declared), declared)
+        with common.connect() as catalog:
+            done = models.Registration(tuple(adoption.adopt(catalog, wanted)), (), ())
+    else:
+        found = _metadata(declared)
+        with common.connect() as catalog:
+            done = models.register(catalog, found)
     shown = [_sentence(table, table.name in done.created) for table in done.tables]
     shown += [f"{name} declares nothing: left alone" for name in done.undeclared]
     return Answer(
@@ -119,20 +127,40 @@ def list_(*, common: Common = DEFAULTS) -> Answer:
     """List the registered tables."""
     with common.connect() as catalog:
         found = tables.list_tables(catalog)
-    rows = [(table.name, table.kind, table.keyspace, table.key_column, table.home_shard) for table in found]
+    rows = [
+        (table.name, table.kind, table.keyspace, table.key_column, table.home_shard, _windows(table)) for table in found
+    ]
     return Answer(
         {"tables": [overview.table_json(table) for table in found]},
-        [Table(("table", "kind", "keyspace", "key", "home"), rows, empty="no table yet")],
+        [Table(("table", "kind", "keyspace", "key", "home", "windows"), rows, empty="no table yet")],
         next_steps=[] if found else ["shardwright table register MODULE:METADATA"],
     )
 
 
+def _windows(table: tables.RegisteredTable) -> str | None:
+    if table.policy is None:
+        return None
+    kept = f", kept {table.policy.keep}" if table.policy.keep is not None else ""
+    return f"{table.policy.every} of {table.policy.column}{kept}"
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.BadOption(f"{path} cannot be read: {error}", fix="name a TOML file in UTF-8") from error
+
+
 def _sentence(table: tables.RegisteredTable, created: bool) -> str:
     what = "created" if created else "registered"
+    if table.policy is not None:
+        what = f"{what}, in windows of {_windows(table)}"
     if table.kind == "sharded":
         return f"{table.name} is {what}: sharded by {table.key_column} in keyspace {table.keyspace}"
     if table.kind == "reference":
         return f"{table.name} is {what}: a reference table, written on shard {table.home_shard}"
+    if table.kind == "local":
+        return f"{table.name} is {what}: every shard has rows of its own"
     return f"{table.name} is {what}: global, on shard {table.home_shard}"
 
 
