@@ -173,3 +173,59 @@ BEGIN
     END IF;
 END $$;
 REVOKE ALL ON FUNCTION shardwright.hold(int, int) FROM PUBLIC;
+
+-- The partitions, at any depth, of guarded tables that have not got the trigger by which who writes to a partition itself
+-- locks the partitioned table like who writes through it. One that is being detached concurrently still is a partition.
+CREATE FUNCTION shardwright.uncovered_leaves(of_tables int[], OUT table_id int, OUT leaf regclass)
+RETURNS SETOF record
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    WITH RECURSIVE below(table_id, relid, root) AS (
+        SELECT g.table_id, c.oid, true
+          FROM shardwright.guards g JOIN pg_namespace n ON n.nspname = g.schema_name
+          JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = g.table_name AND c.relkind = 'p'
+         WHERE g.table_id = ANY (of_tables)
+         UNION ALL
+        SELECT b.table_id, i.inhrelid, false FROM below b JOIN pg_inherits i ON i.inhparent = b.relid)
+    SELECT b.table_id, b.relid::regclass FROM below b
+     WHERE NOT b.root AND NOT EXISTS (
+        SELECT FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+         WHERE t.tgrelid = b.relid AND t.tgname = '~shardwright_leaf' AND t.tgenabled IN ('O', 'A')
+           AND p.proname = 'guard_truncate_' || b.table_id AND p.pronamespace = 'shardwright'::regnamespace)
+$$;
+REVOKE ALL ON FUNCTION shardwright.uncovered_leaves(int[]) FROM PUBLIC;
+
+-- Gives them that trigger, which waits for those who write to them. Returns how many there were.
+CREATE FUNCTION shardwright.cover_leaves(of_tables int[]) RETURNS int
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    found  record;
+    given  int := 0;
+BEGIN
+    FOR found IN SELECT * FROM shardwright.uncovered_leaves(of_tables) LOOP
+        EXECUTE format('CREATE OR REPLACE TRIGGER "~shardwright_leaf" BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s '
+                       'FOR EACH STATEMENT EXECUTE FUNCTION shardwright.guard_truncate_%s()', found.leaf, found.table_id);
+        given := given + 1;
+    END LOOP;
+    RETURN given;
+END $$;
+REVOKE ALL ON FUNCTION shardwright.cover_leaves(int[]) FROM PUBLIC;
+
+-- Keeps the partitions of guarded tables as they are until the transaction ends, and sees that each has its trigger: then
+-- a lock on the partitioned table alone holds off whoever writes. Nobody who reads or writes waits for this.
+CREATE FUNCTION shardwright.steady(of_tables int[]) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    parent regclass;
+BEGIN
+    FOR parent IN
+        SELECT c.oid::regclass FROM shardwright.guards g JOIN pg_namespace n ON n.nspname = g.schema_name
+          JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = g.table_name AND c.relkind = 'p'
+         WHERE g.table_id = ANY (of_tables) ORDER BY g.table_id
+    LOOP
+        EXECUTE format('LOCK TABLE ONLY %s IN SHARE UPDATE EXCLUSIVE MODE', parent);
+    END LOOP;
+    IF parent IS NOT NULL THEN
+        PERFORM shardwright.cover_leaves(of_tables);
+    END IF;
+END $$;
+REVOKE ALL ON FUNCTION shardwright.steady(int[]) FROM PUBLIC;

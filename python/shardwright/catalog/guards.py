@@ -4,6 +4,11 @@ A guard is a plain plpgsql row trigger without WHEN whose function holds the own
 owned is therefore CREATE OR REPLACE FUNCTION; done under the tables' SHARE ROW EXCLUSIVE lock, nobody can have a write
 in flight that the old function let through. The triggers are in the default mode: they stop applications, not the
 apply workers of logical replication.
+
+PostgreSQL gives the row triggers of a partitioned table to each of its partitions, those that come later too. Statement
+triggers it does not: each partition has one of its own, which refuses TRUNCATE with the table's, and by which who writes to
+the partition itself locks the table like who writes through it. So the lock on the table alone, whatever the number of
+partitions, holds off every writer.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ import random
 from collections.abc import Sequence
 
 import psycopg
+from psycopg import sql
 
 from shardwright.routing.multirange import Multirange
 from shardwright.routing.predicates import GuardedTable, guard_functions_sql, quote_literal
@@ -27,7 +33,7 @@ _TRIGGERS = {
 def install(
     connection: psycopg.Connection, table: GuardedTable, owned: Multirange, *, refuse_truncate: bool = False
 ) -> None:
-    """Make the guards of one table, or bring them up to date. Takes SHARE ROW EXCLUSIVE on the table.
+    """Make the guards of one table, or bring them up to date. Takes SHARE ROW EXCLUSIVE on it and its partitions.
 
     Call it in a transaction, under a lock_timeout of your own.
 
@@ -43,6 +49,54 @@ def install(
             f'CREATE OR REPLACE TRIGGER "~shardwright_{what}" {clause.format(table=table.qualified)} '
             f"EXECUTE FUNCTION shardwright.guard_{what}_{table.table_id}()".encode()
         )
+    cover(connection, [table.table_id])
+
+
+def cover(connection: psycopg.Connection, table_ids: Sequence[int]) -> int:
+    """Give partitions of guarded tables the statement trigger where it is missing; those that have it are not locked.
+
+    Args:
+        connection: to the shard, in a transaction under a lock_timeout.
+        table_ids: the tables; those without guards here, or without partitions, are passed over.
+
+    Returns:
+        How many partitions lacked it.
+    """
+    row = connection.execute("SELECT shardwright.cover_leaves(%s)", (list(table_ids),)).fetchone()
+    return int(row[0]) if row is not None else 0
+
+
+def cover_one(connection: psycopg.Connection, schema: str, parent: str, leaf: str) -> None:
+    """Give a table that is about to become a partition of a guarded table the statement trigger.
+
+    Args:
+        connection: to the shard.
+        schema: schema of both.
+        parent: the partitioned table; nothing is done where it has no guards here.
+        leaf: the table that is to be attached. From now on who writes to it locks the parent like its writers do.
+    """
+    row = connection.execute(
+        "SELECT table_id FROM shardwright.guards WHERE schema_name = %s AND table_name = %s", (schema, parent)
+    ).fetchone()
+    if row is not None:
+        connection.execute(
+            sql.SQL(
+                'CREATE OR REPLACE TRIGGER "~shardwright_leaf" BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {} '
+                "FOR EACH STATEMENT EXECUTE FUNCTION {}()"
+            ).format(sql.Identifier(schema, leaf), sql.Identifier("shardwright", f"guard_truncate_{row[0]}"))
+        )
+
+
+def steady(connection: psycopg.Connection, tables: Sequence[GuardedTable]) -> None:
+    """Keep the partitions of these tables as they are until the transaction ends, each with its trigger, for `lock`.
+
+    Waits for whoever attaches or detaches partitions; readers and writers do not wait for it.
+
+    Args:
+        connection: to the shard, in a transaction with a lock_timeout.
+        tables: what is about to be locked.
+    """
+    connection.execute("SELECT shardwright.steady(%s)", ([table.table_id for table in tables],)).fetchone()
 
 
 def replace(
@@ -101,16 +155,16 @@ def set_owned(connection: psycopg.Connection, tables: Sequence[GuardedTable], ow
 
 
 def lock(connection: psycopg.Connection, tables: Sequence[GuardedTable]) -> None:
-    """LOCK the tables IN SHARE ROW EXCLUSIVE MODE: waits for every writer, lets readers be.
+    """LOCK the tables IN SHARE ROW EXCLUSIVE MODE: waits for every writer, lets readers be. Call `steady` before.
 
-    The order is another one each time: a busy application that writes the tables in the opposite order would deadlock
+    Partitions are not locked: who writes to one has locked its table. The order is another one each time: a busy application that writes the tables in the opposite order would deadlock
     with every try of a fixed one.
 
     Args:
         connection: to the shard, in a transaction, with a lock_timeout.
         tables: what to lock.
     """
-    names = ", ".join(table.qualified for table in random.sample(tables, len(tables)))
+    names = ", ".join(f"ONLY {table.qualified}" for table in random.sample(tables, len(tables)))
     if names:
         connection.execute(f"LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE".encode())
 
@@ -124,5 +178,6 @@ def remove(connection: psycopg.Connection, table: GuardedTable) -> None:
     """
     for what in _TRIGGERS:
         connection.execute(f'DROP TRIGGER IF EXISTS "~shardwright_{what}" ON {table.qualified}'.encode())
-        connection.execute(f"DROP FUNCTION IF EXISTS shardwright.guard_{what}_{table.table_id}()".encode())
+        # triggers of partitions, those that were detached since included
+        connection.execute(f"DROP FUNCTION IF EXISTS shardwright.guard_{what}_{table.table_id}() CASCADE".encode())
     connection.execute("DELETE FROM shardwright.guards WHERE table_id = %s", (table.table_id,))

@@ -73,7 +73,10 @@ def put(site: Site, table: RegisteredTable, shard_map: ShardMap) -> None:
     guarded = table.guarded(shard_map)
     owned = owned_here(table, shard_map, site.shard.name)
     state = guard_state(connection, table)
+    name = (table.schema_name, table.table_name)
     if state == (table.id, owned.literal() if table.kind == "sharded" else None):
+        # partitions that somebody attached by hand
+        locking.patiently(connection, [name], partial(guards.cover, connection, [table.id]))
         return
 
     def guard() -> None:
@@ -85,7 +88,7 @@ def put(site: Site, table: RegisteredTable, shard_map: ShardMap) -> None:
         # On a reference table's copy TRUNCATE is a write like any other.
         guards.install(connection, guarded, owned, refuse_truncate=table.kind == "reference")
 
-    locking.patiently(connection, [(table.schema_name, table.table_name)], guard)
+    locking.patiently(connection, [name], guard)
     if state is None:
         site.guarded.append(table)
 

@@ -100,8 +100,9 @@ def guard_functions_sql(
 ) -> list[str]:
     """CREATE OR REPLACE of a table's three guard functions.
 
-    One function for INSERT, one for UPDATE and DELETE, one for TRUNCATE. The owned points stand in the body as a
-    literal: replacing the function under the table's SHARE ROW EXCLUSIVE lock is how a range is fenced.
+    One function for INSERT, one for UPDATE and DELETE, one for TRUNCATE and for statements that name a partition. The
+    owned points stand in the body as a literal: replacing the function under the table's SHARE ROW EXCLUSIVE lock is how a
+    range is fenced.
 
     Args:
         table: whose guards.
@@ -110,7 +111,9 @@ def guard_functions_sql(
         truncate: False leaves the function for TRUNCATE out.
     """
     prefix = "CREATE OR REPLACE FUNCTION shardwright."
-    suffix = "() RETURNS pg_catalog.trigger LANGUAGE plpgsql AS "
+    suffix = "() RETURNS pg_catalog.trigger LANGUAGE plpgsql "
+    # who may write to a partition need not have any right on the partitioned table, and is to lock it all the same
+    options = {"truncate": "SECURITY DEFINER SET search_path = pg_catalog, pg_temp "}
     bodies = {"insert": "", "write": "", "truncate": _truncate_body(table, refuse_truncate)}
     if table.keyspace is not None and table.key_column is not None:
         column = quote_identifier(table.key_column)
@@ -135,17 +138,23 @@ def guard_functions_sql(
         )
         bodies["insert"] = bodies["write"] = f"BEGIN {away} END"
     return [
-        f"{prefix}guard_{what}_{table.table_id}{suffix}{_dollar_quote(body)}"
+        f"{prefix}guard_{what}_{table.table_id}{suffix}{options.get(what, '')}AS {_dollar_quote(body)}"
         for what, body in bodies.items()
         if truncate or what != "truncate"
     ]
 
 
 def _truncate_body(table: GuardedTable, refuse: bool) -> str:
-    if not refuse:
-        return "BEGIN RETURN NULL; END"
+    """For the table's TRUNCATE, and for every statement that names a partition instead of its table.
+
+    The latter takes the lock on the table that writing through it takes: what waits for writers locks the table alone.
+    """
     said = f"TRUNCATE of {table.schema_name}.{table.table_name} is refused while its rows move"
-    return f"BEGIN {_refuse(said, 'use DELETE, or wait for the operation to end')} END"
+    refused = f" {_refuse(said, 'use DELETE, or wait for the operation to end')}" if refuse else ""
+    return (
+        f"BEGIN IF TG_OP <> 'TRUNCATE' THEN LOCK TABLE ONLY {table.qualified} IN ROW EXCLUSIVE MODE; RETURN NULL; END IF;"
+        f"{refused} RETURN NULL; END"
+    )
 
 
 def _moved(named: str, point: str) -> str:
