@@ -132,10 +132,6 @@ def grid_of(policy: Policy, key: str) -> Grid:
     return _grid(policy.every, None if key in WALL_KEYS else policy.zone, policy.anchor)
 
 
-def _axis_clock(policy: Policy, key: str) -> clocks.Clock:
-    return clocks.clock(None if key in WALL_KEYS else policy.zone)
-
-
 def window_at(policy: Policy, key: str, at: int) -> Window:
     """The window that a moment lies in.
 
@@ -147,14 +143,18 @@ def window_at(policy: Policy, key: str, at: int) -> Window:
     Raises:
         BadOption: the moment is outside the calendar, which covers the years 1 to 9999 but for a day at either end.
     """
+    grid = grid_of(policy, key)
+    number = grid.number(_inside(at))
+    return Window(grid.start(number), grid.start(number + 1))
+
+
+def _inside(at: int) -> int:
     if not FIRST <= at < LAST:
         raise errors.BadOption(
             f"{at} microseconds since 1970 is outside the calendar, which goes from 0001-01-02 to 9999-12-31",
             fix="look at the clock and at the rows that carry such a time",
         )
-    grid = grid_of(policy, key)
-    number = grid.number(at)
-    return Window(grid.start(number), grid.start(number + 1))
+    return at
 
 
 def windows(policy: Policy, key: str, lower: int, upper: int) -> Iterator[Window]:
@@ -243,17 +243,22 @@ def shift(policy: Policy, key: str, at: int, span: Span, sign: Literal[1, -1]) -
     Returns:
         The moment; beyond the calendar its nearest end.
     """
-    if span.unit == "hour":
-        return clocks.within(at + sign * span.count * HOUR)
-    clock = _axis_clock(policy, key)
+    return _shift(None if key in WALL_KEYS else policy.zone, at, span.unit, sign * span.count)
+
+
+@lru_cache(maxsize=16_384)
+def _shift(zone: str | None, at: int, unit: str, count: int) -> int:
+    if unit == "hour":
+        return clocks.within(at + count * HOUR)
+    clock = clocks.clock(zone)
     wall = clock.read(at)
-    if span.unit in _DAYS:
-        return clock.reach(wall + sign * span.count * _DAYS[span.unit] * DAY)
+    if unit in _DAYS:
+        return clock.reach(wall + count * _DAYS[unit] * DAY)
     shown = clocks.datetime_of(wall)
-    month = shown.year * 12 + shown.month - 1 + sign * span.count * _MONTHS[span.unit]
+    month = shown.year * 12 + shown.month - 1 + count * _MONTHS[unit]
     moved = month_wall(month, shown.day, wall % DAY)
     if moved is None:
-        return LAST if sign > 0 else FIRST
+        return LAST if count > 0 else FIRST
     return clock.reach(moved)
 
 
@@ -289,9 +294,8 @@ def label(policy: Policy, key: str, window: Window) -> str:
     Raises:
         BadOption: the window begins outside the calendar.
     """
-    window_at(policy, key, window.lower)  # refuses what is outside
     grid = grid_of(policy, key)
-    number = grid.number(window.lower)
+    number = grid.number(_inside(window.lower))
     unit, anchor = grid.span.unit, grid.anchor
     if unit == "hour":
         start = clocks.datetime_of(grid.start(number))

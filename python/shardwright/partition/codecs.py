@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from functools import lru_cache
 from typing import Final, Literal
 
 from shardwright import errors
@@ -69,7 +70,7 @@ def resolve_key(policy: Policy, column_type: str) -> str:
 
     Raises:
         UnfitTable: type and key do not go together, or the type has no windows of that length.
-        BadDeclaration: the policy's anchor is finer than a second.
+        BadDeclaration: the policy's anchor is finer than a second, or at an end of the calendar.
     """
     base = resolve_type(column_type)
 
@@ -92,6 +93,8 @@ def resolve_key(policy: Policy, column_type: str) -> str:
     anchor = grid_of(policy, key).anchor
     if anchor.microsecond:
         raise errors.BadDeclaration(f"the anchor {policy.anchor} is finer than a second", fix="leave the fraction out")
+    if not 2 <= anchor.year < 9999:
+        raise errors.BadDeclaration(f"the anchor {policy.anchor} is at an end of the calendar", fix="years 2 to 9998")
     if key == "date" and (policy.window.unit == "hour" or anchor.time() != anchor.min.time()):
         what = "windows of hours" if policy.window.unit == "hour" else f"windows that begin at {anchor.time()}"
         raise refuse(f"is of type date, which cannot have {what}", "whole days, or a column of type timestamptz")
@@ -244,21 +247,23 @@ def parse_bounds(policy: Policy, key: str, text: str) -> tuple[int | None, int |
         UnfitTable: it is a DEFAULT, list or hash partition, one of several columns, or a bound lies where the axis has no
             point: within a millisecond of a uuid7 or snowflake, or beyond 290,000 years.
     """
+    return _parse_bounds(key, policy.column, policy.snowflake_epoch, policy.snowflake_bits, text)
+
+
+# The same on every shard and in every run.
+@lru_cache(maxsize=16_384)
+def _parse_bounds(key: str, column: str, epoch: int, bits: int, text: str) -> tuple[int | None, int | None]:
     found = _BOUNDS.fullmatch(text.strip())
-    if found is None:
-        raise errors.UnfitTable(f"no range partition of one column: {text}", fix="only such can be managed")
-    lower, upper = (_parse_bound(policy, key, part, text) for part in (found["lower"], found["upper"]))
+    parts = [found["lower"].strip(), found["upper"].strip()] if found is not None else []
+    plain = [part[1:-1] if re.fullmatch("'[^',]+'", part) else part for part in parts]
+    if not plain or any("'" in part or "," in part for part in plain):
+        raise errors.UnfitTable(
+            f"not the bounds of a range partition by one column: {text}", fix="only such partitions are managed"
+        )
+    lower, upper = (
+        None if part in ("MINVALUE", "MAXVALUE") else _parse_value(key, column, epoch, bits, part) for part in plain
+    )
     return lower, upper
-
-
-def _parse_bound(policy: Policy, key: str, part: str, text: str) -> int | None:
-    part = part.strip()
-    if part in ("MINVALUE", "MAXVALUE"):
-        return None
-    plain = part[1:-1] if part.startswith("'") and part.endswith("'") and len(part) > 1 else part
-    if "'" in plain or "," in plain:
-        raise errors.UnfitTable(f"no range partition of one column: {text}", fix="only such can be managed")
-    return parse_value(policy, key, plain)
 
 
 def parse_value(policy: Policy, key: str, text: str) -> int:
@@ -272,11 +277,13 @@ def parse_value(policy: Policy, key: str, text: str) -> int:
     Raises:
         UnfitTable: the axis has no such point.
     """
+    return _parse_value(key, policy.column, policy.snowflake_epoch, policy.snowflake_bits, text)
 
+
+def _parse_value(key: str, column: str, epoch: int, bits: int, text: str) -> int:
     def refuse(why: str) -> errors.UnfitTable:
         return errors.UnfitTable(
-            f"the bound {text} of column {policy.column} ({key}) {why}",
-            fix="adopt it with bounds that the key can express",
+            f"{text}, a value or bound of column {column} ({key}), {why}", fix="bounds that the key can express"
         )
 
     at: int | None
@@ -297,10 +304,10 @@ def parse_value(policy: Policy, key: str, text: str) -> int:
             raise refuse("is no number")
         number = int(text)
         if key == "snowflake":
-            number, rest = divmod(number, 1 << policy.snowflake_bits)
+            number, rest = divmod(number, 1 << bits)
             if rest:
                 raise refuse("lies within a millisecond, among its numbers")
-            number += policy.snowflake_epoch
+            number += epoch
         at = number * _UNIT.get(key, _MILLISECOND)
     if not MINUS_INFINITY <= at <= INFINITY:
         raise refuse("is further from 1970 than 290,000 years")

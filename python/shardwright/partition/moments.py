@@ -22,7 +22,7 @@ _DAYS_OF_400_YEARS: Final = 146_097
 _DAYS_TO_1970: Final = 719_468
 
 _MOMENT = re.compile(
-    r"(?P<year>\d{4,6})-(?P<month>\d\d)-(?P<day>\d\d)"
+    r"(?P<year>\d{4,7})-(?P<month>\d\d)-(?P<day>\d\d)"
     r"(?: (?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)(?:\.(?P<fraction>\d{1,6}))?"
     r"(?P<offset>(?P<sign>[+-])(?P<oh>\d\d)(?::(?P<om>\d\d)(?::(?P<os>\d\d))?)?)?)?"
     r"(?P<bc> BC)?"
