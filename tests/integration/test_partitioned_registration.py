@@ -11,9 +11,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from fix_catalog import Found
 from fix_sessions import Shop
 from shardwright import engines, global_on, local, reference, sharded_by, time_partitioned
-from shardwright.catalog import adoption, models, roster, tables
+from shardwright.catalog import adoption, forgetting, models, roster, shards, tables
 from shardwright.catalog.layout import layout_of
-from shardwright.errors import BadDeclaration, NoShardKey, UnfitTable
+from shardwright.errors import BadDeclaration, ClusterInUse, NoShardKey, UnfitTable
 from shardwright.routing.policy import Policy
 from shardwright.routing.tables import Declaration
 
@@ -123,6 +123,40 @@ def test_declarations_that_are_refused(found: Callable[..., Found], info: dict[s
     cluster = found(1)
     with pytest.raises(BadDeclaration, match=said):
         models.register(cluster.catalog, metadata(logs=info))
+
+
+def windows(cluster: Found, shard: str, table: str, many: int) -> None:
+    """Monthly partitions, made by hand."""
+    for month in range(many):
+        bounds = f"date '2026-01-01' + interval '{month} month'", f"date '2026-01-01' + interval '{month + 1} month'"
+        cluster.shard(shard).execute(
+            f"DO $$ BEGIN EXECUTE format('CREATE TABLE {table}_{month} PARTITION OF {table} "
+            f"FOR VALUES FROM (%L) TO (%L)', {bounds[0]}, {bounds[1]}); END $$".encode()
+        )
+
+
+def test_a_shard_goes_with_its_partitions(found: Callable[..., Found]) -> None:
+    cluster = found(3, joined=2)
+    models.register(cluster.catalog, metadata(events=sharded_by("user_id") | MONTHS, logs=MONTHS))
+    cluster.add("s3")
+    for table in ("events", "logs"):
+        windows(cluster, "s3", table, 5)
+    cluster.shard("s3").execute("INSERT INTO logs VALUES (1, '2026-02-03', 'x')")
+    with pytest.raises(ClusterInUse, match="rows of its own in public"):
+        shards.remove_shard(cluster.catalog, "s3")
+    cluster.shard("s3").execute("DELETE FROM logs")
+    assert sorted(shards.remove_shard(cluster.catalog, "s3")) == ["public.events", "public.logs"]
+    assert cluster.ask("s3", "SELECT count(*) FROM pg_class WHERE relname ~ '^(events|logs)'") == 0
+
+
+def test_partitions_stay_where_a_table_is_forgotten(found: Callable[..., Found]) -> None:
+    cluster = found(2)
+    models.register(cluster.catalog, metadata(logs=MONTHS))
+    windows(cluster, "s1", "logs", 2)
+    cluster.shard("s1").execute("INSERT INTO logs VALUES (1, '2026-02-03', 'x')")
+    assert forgetting.forget(cluster.catalog, [("public", "logs")]) == {"public.logs": "s1, s2"}
+    assert cluster.ask("s1", "SELECT count(*) FROM logs") == 1
+    assert tables.list_tables(cluster.catalog) == []
 
 
 class Base(DeclarativeBase):

@@ -63,6 +63,8 @@ def drop_table(connection: psycopg.Connection, schema: str, table: str, *, even_
     """
     if not is_created(connection, schema, table):
         return False
+    if not _drop_leaves(connection, schema, table, even_with_rows):
+        return False
     with connection.transaction():
         if probe.has_table(connection, schema, table):
             name = sql.Identifier(schema, table)
@@ -76,6 +78,45 @@ def drop_table(connection: psycopg.Connection, schema: str, table: str, *, even_
             "DELETE FROM shardwright.created WHERE kind = 'table' AND schema_name = %s AND name = %s", (schema, table)
         )
         return True
+
+
+def _drop_leaves(connection: psycopg.Connection, schema: str, table: str, even_with_rows: bool) -> bool:
+    """Drop a table's partitions one by one, as one statement for a thousand would run out of locks."""
+    leaves = partitions_of(connection, schema, table)
+    if leaves and not even_with_rows and probe.has_rows(connection, schema, table):
+        return False
+    for in_schema, leaf in leaves:
+        with connection.transaction():
+            connection.execute("SET LOCAL lock_timeout = '5s'")
+            # Its parent first, as everybody locks them.
+            connection.execute(
+                sql.SQL("LOCK TABLE ONLY {} IN ACCESS EXCLUSIVE MODE").format(sql.Identifier(schema, table))
+            )
+            if not even_with_rows and probe.has_rows(connection, in_schema, leaf):
+                return False
+            if not _drop(connection, sql.SQL("DROP TABLE {}").format(sql.Identifier(in_schema, leaf))):
+                return False
+            connection.execute(
+                "DELETE FROM shardwright.partitions WHERE schema_name = %s AND name = %s", (in_schema, leaf)
+            )
+    return True
+
+
+def partitions_of(connection: psycopg.Connection, schema: str, table: str) -> list[tuple[str, str]]:
+    """Schema and name of a table's partitions.
+
+    Args:
+        connection: to the shard.
+        schema: the table's schema.
+        table: its name.
+    """
+    return connection.execute(
+        "SELECT ln.nspname, l.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "JOIN pg_inherits i ON i.inhparent = c.oid JOIN pg_class l ON l.oid = i.inhrelid "
+        "JOIN pg_namespace ln ON ln.oid = l.relnamespace "
+        "WHERE n.nspname = %s AND c.relname = %s AND c.relkind = 'p' ORDER BY 2",
+        (schema, table),
+    ).fetchall()
 
 
 def drop_all(connection: psycopg.Connection) -> list[str]:

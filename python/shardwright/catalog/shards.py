@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,8 +12,9 @@ import psycopg
 from psycopg.rows import dict_row
 
 from shardwright import engines, errors
-from shardwright.catalog import adoption, migrations, privileges, references, roster, sites, tables
+from shardwright.catalog import adoption, migrations, privileges, probe, references, roster, sites, tables
 from shardwright.catalog.roster import Shard, get_shard, list_shards
+from shardwright.catalog.tables import RegisteredTable
 
 __all__ = ["Shard", "list_shards", "get_shard", "add_shard", "remove_shard"]
 
@@ -117,7 +119,7 @@ def remove_shard(catalog: psycopg.Connection, name: str, *, forget: bool = False
 
     Raises:
         UnknownShard: there is none of that name.
-        ClusterInUse: it owns points, is the home of tables, or a live operation works on it.
+        ClusterInUse: it owns points, is the home of tables, has rows in local tables, or a live operation works on it.
         CannotConnect, PasswordMissing, NotPrimary: it cannot be reached; nothing was changed.
     """
     with roster.changing(catalog), ExitStack() as stack, privileges.needed(f"shard {name}"):
@@ -137,6 +139,7 @@ def remove_shard(catalog: psycopg.Connection, name: str, *, forget: bool = False
                 references.drop_slot(origin, stream)
         else:
             there = stack.enter_context(engines.connect_shard(shard, "shardwright shard remove"))
+            _refuse_local_rows(there, name, known)
             if origin is not None:
                 references.unsubscribe(there, origin, stream)
             dropped = sites.clear(there, known, drop_tables=True)
@@ -245,6 +248,22 @@ def _refuse_use(catalog: psycopg.Connection, shard: Shard) -> None:
             f"shard {shard.name} is the home of {', '.join(homed)}",
             fix=f"shardwright table forget {' '.join(homed)}, and register them with another home",
             shard=shard.name,
+        )
+
+
+def _refuse_local_rows(there: psycopg.Connection, name: str, known: Sequence[RegisteredTable]) -> None:
+    filled = [
+        table.name
+        for table in known
+        if table.kind == "local"
+        and probe.has_table(there, table.schema_name, table.table_name)
+        and probe.has_rows(there, table.schema_name, table.table_name)
+    ]
+    if filled:
+        raise errors.ClusterInUse(
+            f"shard {name} has rows of its own in {', '.join(filled)}",
+            fix=f"copy or delete them; then shardwright shard remove {name}",
+            shard=name,
         )
 
 
