@@ -20,7 +20,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml $(wildcard Cargo.*) $(shell find rust migrations -type f)
 # Two at a time: most tests wait for a server. Say WORKERS=0 to see them one after the other.
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: help demo test test-all test-oldest check gates bench wheel mutants docs fmt clean
 
