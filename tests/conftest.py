@@ -11,4 +11,6 @@ pytest_plugins = [
     "fix_chaos",
     "fix_sessions",
     "fix_desk",
+    "fix_conversion",
+    "fix_locks",
 ]
