@@ -35,7 +35,7 @@ from shardwright.partition.stores import Store
 _log = logging.getLogger(__name__)
 
 #: Bytes of CSV that one row group is made from; a row that is longer has one of its own.
-BLOCK_BYTES = 32 * 1024 * 1024
+BLOCK_BYTES = 16 * 1024 * 1024
 
 #: Settings that an archive's text forms depend on, besides those that `engines` pins.
 _SETTINGS = "SELECT set_config('client_encoding', 'UTF8', false), set_config('lc_monetary', 'C', false)"
@@ -280,7 +280,7 @@ def _differs(made: Manifest, store: Store, what: str) -> errors.ArchiveDiffers:
     )
 
 
-def read_blocks(made: Manifest, store: Store) -> Iterator[bytes]:
+def read_blocks(made: Manifest, store: Store) -> Iterator[memoryview]:
     """The rows of an archive, a row group at a time, as CSV for `copy_statement`.
 
     Args:

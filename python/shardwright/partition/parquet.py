@@ -116,7 +116,7 @@ class BlockWriter:
         self._writer.close()
 
 
-def blocks_in(file: BinaryIO, columns: Sequence[ArchivedColumn]) -> Iterator[bytes]:
+def blocks_in(file: BinaryIO, columns: Sequence[ArchivedColumn]) -> Iterator[memoryview]:
     """Read a Parquet file back: each row group as rows of CSV, in which every value is quoted and NULL is nothing.
 
     Args:
@@ -139,7 +139,7 @@ def blocks_in(file: BinaryIO, columns: Sequence[ArchivedColumn]) -> Iterator[byt
             pyarrow.csv.write_csv(
                 pa.Table.from_arrays(arrays, names=[str(n) for n in range(len(arrays))]), sink, options
             )
-            yield sink.getvalue().to_pybytes()
+            yield memoryview(sink.getvalue())
 
 
 def _said(schema: pa.Schema) -> str:
