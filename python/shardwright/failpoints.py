@@ -12,7 +12,7 @@ from typing import Final
 
 from shardwright import errors
 
-#: Every failpoint, in the order in which an operation passes them.
+#: Every failpoint; those of an operation in the order in which it passes them.
 FAILPOINTS: Final = (
     "prepare.ranges_known",
     "prepare.ranges_cut",
@@ -40,6 +40,16 @@ FAILPOINTS: Final = (
     "clean_up.deleted",
     "abort.streams_dropped",
     "abort.deleted",
+    "partition.declared",
+    "partition.finalizing",
+    "partition.finalized",
+    "partition.making",
+    "partition.made",
+    "partition.attaching",
+    "partition.attached",
+    "partition.guard_detached",
+    "partition.guard_narrowed",
+    "partition.guard_settled",
     "partition.detached",
     "partition.detach_marked",
     "partition.archive_half_written",
@@ -58,6 +68,9 @@ FAILPOINTS: Final = (
     "migrate.shard_upgraded",
     "migrate.catalog_written",
 )
+
+#: Those that an operation passes.
+OF_OPERATIONS: Final = tuple(name for name in FAILPOINTS if not name.startswith(("partition.", "migrate.")))
 
 ACTIONS: Final = ("crash", "pause", "error")
 

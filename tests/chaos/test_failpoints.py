@@ -9,7 +9,7 @@ from fix_chaos import Workers
 from fix_resharding import Small, Writer, check_exact
 from shardwright import errors
 from shardwright.catalog import maps, operations
-from shardwright.failpoints import FAILPOINTS
+from shardwright.failpoints import OF_OPERATIONS
 from shardwright.reshard import operate, runner
 
 #: The goal on whose road a failpoint lies, and the goal that must be reached first.
@@ -29,7 +29,7 @@ def _start(small: Small, failpoint: str) -> tuple[int, str]:
     return operation, goal
 
 
-@pytest.mark.parametrize("failpoint", FAILPOINTS)
+@pytest.mark.parametrize("failpoint", OF_OPERATIONS)
 def test_resume_after_a_crash(small: Small, writers: list[Writer], workers: Workers, failpoint: str) -> None:
     operation, goal = _start(small, failpoint)
     workers.crash_at(small.catalog_dsn, operation, goal, failpoint)
@@ -45,7 +45,7 @@ def test_resume_after_a_crash(small: Small, writers: list[Writer], workers: Work
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("failpoint", [name for name in FAILPOINTS if not name.startswith(("abort", "clean_up"))])
+@pytest.mark.parametrize("failpoint", [name for name in OF_OPERATIONS if not name.startswith(("abort", "clean_up"))])
 def test_abort_after_a_crash(small: Small, writers: list[Writer], workers: Workers, failpoint: str) -> None:
     operation, goal = _start(small, failpoint)
     workers.crash_at(small.catalog_dsn, operation, goal, failpoint)

@@ -15,7 +15,7 @@ import pytest
 from fix_cli import Ran
 from fix_desk import ONE_MOVE, WRITE, Desk
 from fix_resharding import Small, load_small
-from shardwright.failpoints import FAILPOINTS
+from shardwright.failpoints import OF_OPERATIONS
 from shardwright.reshard.runner import LEASE_SECONDS
 from shardwright.servers import Server
 
@@ -56,7 +56,7 @@ def _interrupted(desk: Desk, number: int, ran: Ran, since: float) -> dict[str, A
 
 
 @pytest.mark.parametrize(
-    "failpoint", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAILPOINTS]
+    "failpoint", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in OF_OPERATIONS]
 )
 def test_ctrl_c_in_every_phase(desk: Desk, started: int, failpoint: str) -> None:
     before = desk.small.rows()

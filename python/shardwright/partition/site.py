@@ -11,9 +11,10 @@ import psycopg
 from psycopg import sql
 
 from shardwright import errors
-from shardwright.catalog import locking
+from shardwright.catalog import ddl, locking
 from shardwright.catalog.roster import Shard
 from shardwright.catalog.tables import RegisteredTable
+from shardwright.partition import codecs
 from shardwright.routing.policy import Policy
 
 _Result = TypeVar("_Result")
@@ -67,6 +68,25 @@ class PartitionSite:
             name: its name.
         """
         return sql.Identifier(self.schema, name)
+
+    @property
+    def column_type(self) -> str:
+        """The partition key's type, as format_type prints it."""
+        return next(column.type for column in self.table.layout.columns if column.name == self.policy.column)
+
+    def bounds(self, lower: int | None, upper: int | None) -> sql.SQL:
+        """``FOR VALUES FROM (..) TO (..)`` of a partition, the same text on every shard.
+
+        Args:
+            lower: microseconds of the policy's axis; None: MINVALUE.
+            upper: microseconds of the policy's axis; None: MAXVALUE.
+
+        Raises:
+            BadOption: the column's type cannot express a bound.
+        """
+        low = codecs.bound(self.policy, self.key, lower, "lower", self.column_type)
+        high = codecs.bound(self.policy, self.key, upper, "upper", self.column_type)
+        return ddl.printed(f"FOR VALUES FROM ({low}) TO ({high})")
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -1,0 +1,110 @@
+"""guard: a guard gives way to windows, or follows them, in one short transaction under ACCESS EXCLUSIVE on the parent.
+
+It is detached, the windows are attached in its place, and it comes back with other bounds. As a rule it is empty. Rows
+that landed in it and belong to one of the windows are moved there meanwhile, by plain statements on tables that are not
+attached: no trigger of the application fires, and whoever reads sees them before and after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from psycopg import sql
+
+from shardwright import errors, failpoints
+from shardwright.catalog import ddl
+from shardwright.partition import codecs, leaves, marks
+from shardwright.partition.plan import Step
+from shardwright.partition.shapes import Partition
+from shardwright.partition.site import PartitionSite
+
+#: Rows that are moved out of a guard in one transaction.
+MOST_MOVED = 10_000
+
+
+def run(site: PartitionSite, step: Step) -> None:
+    """Change a guard's bounds, and attach the windows that take its place.
+
+    Args:
+        site: the table and shard.
+        step: the guard with its new bounds, and the windows; their tables have been made.
+
+    Raises:
+        UnfitTable: the guard or a window is not ours, or the guard has too many rows.
+        LockTimeout: somebody reads or writes the table in a transaction that does not end.
+    """
+    guard = _ours(site, step.name)
+    windows = [one for one in step.windows if not _ours(site, one.name).attached]
+    if not windows and guard.attached and leaves.bounds_of(site, guard) == (step.lower, step.upper):
+        return
+
+    def give_way() -> None:
+        connection = site.connection
+        # The parent first, as everybody else takes it first.
+        connection.execute(sql.SQL("LOCK TABLE ONLY {} IN ACCESS EXCLUSIVE MODE").format(site.parent))
+        if guard.attached:
+            connection.execute(sql.SQL("ALTER TABLE {} DETACH PARTITION {}").format(site.parent, site.leaf(step.name)))
+        failpoints.reach("partition.guard_detached")
+        _move_rows(site, step.name, windows)
+        for one in (*windows, step.partition):
+            leaves.attach(site, one)
+            _mark(site, one)
+        failpoints.reach("partition.guard_narrowed")
+
+    site.patiently(give_way, also=[step.name], readers=True)
+    failpoints.reach("partition.guard_settled")
+
+
+def _ours(site: PartitionSite, name: str) -> leaves.Standing:
+    standing = leaves.find(site, name)
+    if standing is None or not standing.marked:
+        raise errors.UnfitTable(
+            f"{site.schema}.{name} on shard {site.shard.name} is no table that we made",
+            fix="shardwright partition plan",
+            table=site.table.name,
+        )
+    return standing
+
+
+def _mark(site: PartitionSite, one: Partition) -> None:
+    marks.write(
+        site.connection,
+        site.schema,
+        one.name,
+        parent=site.table.table_name,
+        lower=one.lower,
+        upper=one.upper,
+        role=one.role,
+        state="attached",
+    )
+
+
+def _move_rows(site: PartitionSite, guard: str, windows: Sequence[Partition]) -> None:
+    """Move the rows of windows out of a guard that is detached at this moment."""
+    name = site.leaf(guard)
+    row = site.connection.execute(
+        sql.SQL("SELECT count(*) FROM (SELECT FROM ONLY {} LIMIT {}) AS some").format(name, sql.Literal(MOST_MOVED + 1))
+    ).fetchone()
+    assert row is not None
+    if not row[0]:
+        return
+    if row[0] > MOST_MOVED:
+        raise errors.UnfitTable(
+            f"the guard {guard} of {site.table.name} on shard {site.shard.name} has more than {MOST_MOVED} rows: too many "
+            "to move while the table is locked",
+            fix=f"delete or correct them; they are in table {site.schema}.{guard}",
+            table=site.table.name,
+        )
+    columns = sql.SQL(", ").join(map(sql.Identifier, site.table.layout.copied_columns))
+    for one in windows:
+        inside = ddl.printed(
+            codecs.check_sql(
+                site.policy, site.key, site.column.as_string(site.connection), one.lower, one.upper, site.column_type
+            )
+        )
+        site.connection.execute(
+            sql.SQL("INSERT INTO {} ({columns}) SELECT {columns} FROM ONLY {} WHERE {}").format(
+                site.leaf(one.name), name, inside, columns=columns
+            )
+        )
+        site.connection.execute(sql.SQL("DELETE FROM ONLY {} WHERE {}").format(name, inside))
