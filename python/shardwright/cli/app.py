@@ -61,6 +61,7 @@ VERBS = {
     "route": "Tell which shard a key lives on.",
     "status": "Show the cluster: shards, ranges, tables, operations and their lag.",
     "reshard": "Move ranges between shards while the application keeps running.",
+    "migrate": "Run schema migrations (Alembic) on every shard.",
     "worker": "Run operations until told to stop.",
     "leave": "Take everything of shardwright off a cluster that is down to one shard.",
     "demo": "Reshard a live cluster on this machine and check every promise.",

@@ -13,6 +13,12 @@ try:
 except ModuleNotFoundError as _error:
     if _error.name != "alembic":
         raise
-    raise errors.MissingExtra(
-        "schema migrations need Alembic", fix="pip install 'shardwright[alembic]'"
-    ) from None
+    raise errors.MissingExtra("schema migrations need Alembic", fix="pip install 'shardwright[alembic]'") from None
+
+# Importing them makes the operations and what autogenerate compares known to Alembic.
+from shardwright.migrate import comparing as _comparing  # noqa: F401
+from shardwright.migrate import rendering as _rendering  # noqa: F401
+from shardwright.migrate.environment import run_env
+from shardwright.migrate.visibility import hooks
+
+__all__ = ["run_env", "hooks"]
