@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from datetime import datetime
+from typing import TypeVar, cast
 
 import psycopg
 from psycopg import sql
@@ -45,6 +46,14 @@ class PartitionSite:
     #: Called between sub-steps; it may raise to stop the work.
     on_progress: Callable[[], None] = field(default=lambda: None)
     patience: float = PATIENCE
+    #: The moment that is taken for now; the shard's own clock where None.
+    now: datetime | None = None
+
+    def clock(self) -> datetime:
+        """Now: by the shard's clock, unless a moment was given."""
+        row = self.connection.execute("SELECT coalesce(%s::timestamptz, clock_timestamp())", (self.now,)).fetchone()
+        assert row is not None
+        return cast(datetime, row[0])
 
     @property
     def schema(self) -> str:
