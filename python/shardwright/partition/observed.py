@@ -252,7 +252,7 @@ def _count_guards(
         table = tables[number]
         column, leaf = sql.Identifier(table.policy.column), sql.Identifier(table.schema, name)
         row = connection.execute(
-            sql.SQL("SELECT count(*) FROM (SELECT FROM ONLY {} LIMIT {}) AS some").format(
+            sql.SQL("SELECT count(*) FROM (SELECT FROM ONLY {} LIMIT {}) AS found").format(
                 leaf, sql.Literal(COUNTED + 1)
             )
         ).fetchone()

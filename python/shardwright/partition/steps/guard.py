@@ -3,10 +3,14 @@
 It is detached, the windows are attached in its place, and it comes back with other bounds. As a rule it is empty. Rows
 that landed in it and belong to one of the windows are moved there meanwhile, by plain statements on tables that are not
 attached: no trigger of the application fires, and whoever reads sees them before and after.
+
+For half of the patience the locks are only taken where nobody has one, and never waited for: a reader that comes while
+another one idles in its transaction would queue behind the wait. Only then are they waited for, 100 ms at a time.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from psycopg import sql
@@ -38,10 +42,11 @@ def run(site: PartitionSite, step: Step) -> None:
     if not windows and guard.attached and leaves.bounds_of(site, guard) == (step.lower, step.upper):
         return
 
+    considerate_until = time.monotonic() + site.patience / 2
+
     def give_way() -> None:
         connection = site.connection
-        # The parent first, as everybody else takes it first.
-        connection.execute(sql.SQL("LOCK TABLE ONLY {} IN ACCESS EXCLUSIVE MODE").format(site.parent))
+        _lock(site, step.name, nowait=time.monotonic() < considerate_until)
         if guard.attached:
             connection.execute(sql.SQL("ALTER TABLE {} DETACH PARTITION {}").format(site.parent, site.leaf(step.name)))
         failpoints.reach("partition.guard_detached")
@@ -53,6 +58,25 @@ def run(site: PartitionSite, step: Step) -> None:
 
     site.patiently(give_way, also=[step.name], readers=True)
     failpoints.reach("partition.guard_settled")
+
+
+def _lock(site: PartitionSite, guard: str, *, nowait: bool) -> None:
+    """All that the transaction will lock, at once: the parent first, as everybody else takes it first."""
+    others = site.connection.execute(
+        "SELECT DISTINCT n.nspname, c.relname FROM pg_constraint f "
+        "JOIN pg_class c ON c.oid IN (f.conrelid, f.confrelid) AND c.oid <> %(parent)s::regclass "
+        "JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE f.contype = 'f' AND f.conparentid = 0 AND %(parent)s::regclass IN (f.conrelid, f.confrelid) "
+        "AND has_table_privilege(c.oid, 'UPDATE, DELETE, TRUNCATE') "
+        "ORDER BY n.nspname, c.relname",
+        {"parent": site.parent.as_string(site.connection)},
+    ).fetchall()
+    names = [site.parent, site.leaf(guard), *(sql.Identifier(*other) for other in others)]
+    site.connection.execute(
+        sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE{}").format(
+            sql.SQL(", ").join(sql.SQL("ONLY {}").format(name) for name in names), sql.SQL(" NOWAIT" if nowait else "")
+        )
+    )
 
 
 def _ours(site: PartitionSite, name: str) -> leaves.Standing:
@@ -83,7 +107,7 @@ def _move_rows(site: PartitionSite, guard: str, windows: Sequence[Partition]) ->
     """Move the rows of windows out of a guard that is detached at this moment."""
     name = site.leaf(guard)
     row = site.connection.execute(
-        sql.SQL("SELECT count(*) FROM (SELECT FROM ONLY {} LIMIT {}) AS some").format(name, sql.Literal(MOST_MOVED + 1))
+        sql.SQL("SELECT count(*) FROM (SELECT FROM ONLY {} LIMIT {}) AS found").format(name, sql.Literal(MOST_MOVED + 1))
     ).fetchone()
     assert row is not None
     if not row[0]:
