@@ -74,6 +74,8 @@ CREATE TABLE shardwright.windows (
     -- wanted: exists; retired: its time is over, shards detach, archive and drop it; the row goes when all have
     state       text NOT NULL DEFAULT 'wanted' CHECK (state IN ('wanted', 'retired')),
     retired_at  timestamptz,
+    -- restored from an archive: not retired before this moment, though its time is over
+    kept_until  timestamptz,
     PRIMARY KEY (table_id, name),
     CHECK ((state = 'retired') = (retired_at IS NOT NULL)),
     CONSTRAINT windows_do_not_overlap
@@ -88,6 +90,8 @@ CREATE TABLE shardwright.archives (
     name         text NOT NULL,
     span         int8range NOT NULL,
     rows         bigint NOT NULL,
+    -- directory or URI, below which the manifest says the file's path
+    place        text NOT NULL,
     manifest     jsonb NOT NULL,
     verified_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
     restored_at  timestamptz,
@@ -342,6 +346,17 @@ CREATE TABLE shardwright.certificates (
     differing  int NOT NULL,
     detail     jsonb NOT NULL DEFAULT '{}',
     at         timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- Windows of partitioned tables whose time was over when they were copied, compared right after their copy.
+CREATE TABLE shardwright.copied_windows (
+    move        int NOT NULL REFERENCES shardwright.moves,
+    table_name  text NOT NULL,
+    name        text NOT NULL,
+    rows        bigint NOT NULL,
+    checksum    numeric NOT NULL,
+    at          timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (move, table_name, name)
 );
 
 -- ------------------------------------------------------------------ routers

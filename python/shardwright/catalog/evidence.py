@@ -102,3 +102,37 @@ def latest_certificate(connection: psycopg.Connection, move: int, direction: str
     return Certificate(
         row[0], row[1], Multirange.parse(row[2]), row[3], int(row[4]), row[5], row[6], row[7], row[8], row[9]
     )
+
+
+def record_window(connection: psycopg.Connection, move: int, table: str, name: str, rows: int, checksum: int) -> None:
+    """Keep that a window whose time was over was copied, and found equal on both sides right after its copy.
+
+    Args:
+        connection: to the catalog.
+        move: the move's number.
+        table: ``schema.table``.
+        name: the leaf's name on the source.
+        rows: how many rows of the move's points it had.
+        checksum: the sum of their hashes.
+    """
+    connection.execute(
+        "INSERT INTO shardwright.copied_windows (move, table_name, name, rows, checksum) VALUES (%s, %s, %s, %s, %s) "
+        "ON CONFLICT (move, table_name, name) DO UPDATE "
+        "SET rows = excluded.rows, checksum = excluded.checksum, at = clock_timestamp()",
+        (move, table, name, rows, checksum),
+    )
+
+
+def forget_windows(connection: psycopg.Connection, move: int) -> None:
+    """Forget the windows of a copy that starts again."""
+    connection.execute("DELETE FROM shardwright.copied_windows WHERE move = %s", (move,))
+
+
+def count_windows(connection: psycopg.Connection, operation: int) -> dict[int, int]:
+    """How many windows of each move were compared right after their copy, by the move's number."""
+    rows = connection.execute(
+        "SELECT w.move, count(*) FROM shardwright.copied_windows w JOIN shardwright.moves m ON m.id = w.move "
+        "WHERE m.operation = %s GROUP BY w.move",
+        (operation,),
+    ).fetchall()
+    return {row[0]: row[1] for row in rows}

@@ -157,8 +157,8 @@ def set_owned(connection: psycopg.Connection, tables: Sequence[GuardedTable], ow
 def lock(connection: psycopg.Connection, tables: Sequence[GuardedTable]) -> None:
     """LOCK the tables IN SHARE ROW EXCLUSIVE MODE: waits for every writer, lets readers be. Call `steady` before.
 
-    Partitions are not locked: who writes to one has locked its table. The order is another one each time: a busy application that writes the tables in the opposite order would deadlock
-    with every try of a fixed one.
+    Partitions are not locked: who writes to one has locked its table. The order is another one each time: a busy application
+    that writes the tables in the opposite order would deadlock with every try of a fixed one.
 
     Args:
         connection: to the shard, in a transaction, with a lock_timeout.

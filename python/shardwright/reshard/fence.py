@@ -302,9 +302,10 @@ def _fence(
     blockers: list[dict[str, object]] = []
     for attempt in range(1, attempts + 1):
         left_open = open_points(world.shard(giver), move.keyspace) - batch.points
-        started = time.monotonic()
         try:
             with world.change(giver, lock_timeout_ms=timeout_ms, pipelined=True) as connection:
+                guards.steady(connection, tables)
+                started = time.monotonic()
                 # lock_timeout bounds the wait for one lock, and there are as many as tables
                 connection.execute(f"SET LOCAL statement_timeout = {timeout_ms}".encode())
                 # drains the library's sessions, which hold their range's lock shared until they end

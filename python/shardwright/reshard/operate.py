@@ -11,7 +11,7 @@ import psycopg
 from shardwright import engines, errors
 from shardwright.catalog import maps, operations, roster, tables
 from shardwright.catalog.operations import NewMove
-from shardwright.reshard import preflight, runner, status, streams
+from shardwright.reshard import parts, preflight, runner, status, streams
 from shardwright.reshard.phases import TERMINAL, Event, Goal, Phase, allowed_goals, next_event, reached
 from shardwright.reshard.plan import BATCH_SHARES, Plan, PlannedMove, make_plan
 from shardwright.reshard.status import Status
@@ -96,12 +96,12 @@ def _estimate(
     connection: psycopg.Connection, shard_map: ShardMap, move: PlannedMove, table: tables.RegisteredTable
 ) -> tuple[int, int]:
     """Rows and bytes of one table that would move, as the source's planner guesses (a table never analyzed included)."""
+    some = parts.of(connection, table.schema_name, table.table_name)
     row = connection.execute(
-        "SELECT pg_table_size(c.oid)::int8 FROM pg_class c "
-        "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s",
-        (table.schema_name, table.table_name),
+        "SELECT coalesce(sum(pg_table_size(relid::oid)), 0)::int8 FROM unnest(%s::int8[]) AS t(relid)",
+        ([part.relid for part in some],),
     ).fetchone()
-    if row is None:
+    if row is None or not some:
         return 0, 0
     tuples = _planned_rows(connection, table, "true")
     keyspace = shard_map.keyspace(move.keyspace)

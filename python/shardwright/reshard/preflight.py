@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import psycopg
 
 from shardwright import engines, errors
-from shardwright.catalog import roster, tables
+from shardwright.catalog import roster, tables, windows
 from shardwright.catalog.layout import find_layout
+from shardwright.reshard import layouts
+from shardwright.reshard.layouts import WindowGap
 from shardwright.reshard.plan import Plan, PlannedMove
 from shardwright.routing.predicates import owned_sql, quote_identifier
 from shardwright.routing.shard_map import ShardMap
@@ -57,10 +59,15 @@ def check(catalog: psycopg.Connection, shard_map: ShardMap, plan: Plan) -> None:
             problems.extend(_replication_problems(shards[name]))
         problems.extend(_same_text_problems(connections))
         registered = [table for table in tables.list_tables(catalog) if table.kind == "sharded"]
+        declared = windows.list_windows(catalog)
+        differing: list[WindowGap] = []
         for move in plan.moves:
             moving = [table for table in registered if table.keyspace == move.keyspace]
             for table in moving:
                 problems.extend(_table_problems(connections, shard_map, move, table))
+            both = {name: connections[name] for name in (move.source, move.target)}
+            differing.extend(gap for gap in layouts.look(both, moving, declared) if gap not in differing)
+        problems.extend(_window_problems(differing))
     finally:
         for connection in connections.values():
             connection.close()
@@ -70,6 +77,15 @@ def check(catalog: psycopg.Connection, shard_map: ShardMap, plan: Plan) -> None:
             f"{len(problems)} problem{'s' if len(problems) > 1 else ''}: {listed}",
             fix="mend them, then start again; nothing was made",
             problems=[{"shard": p.shard, "found": p.found, "fix": p.fix} for p in problems],
+            windows=layouts.matrix(differing),
+        )
+
+
+def _window_problems(differing: Sequence[WindowGap]) -> Iterable[Problem]:
+    """One problem a shard, table and remedy, however many partitions it is about."""
+    for shard, fix in dict.fromkeys((gap.shard, gap.fix) for gap in differing):
+        yield Problem(
+            shard, layouts.describe([gap for gap in differing if (gap.shard, gap.fix) == (shard, fix)], 3), fix
         )
 
 
@@ -212,9 +228,11 @@ def _table_problems(
 
 def _trigger_problems(connection: psycopg.Connection, name: str, table: tables.RegisteredTable) -> Sequence[Problem]:
     rows = connection.execute(
-        "SELECT t.tgname, t.tgenabled::text FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid "
-        "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s "
-        "AND NOT t.tgisinternal AND t.tgenabled IN ('A', 'R')",
+        "WITH RECURSIVE below(oid) AS (SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "  WHERE n.nspname = %s AND c.relname = %s "
+        "  UNION ALL SELECT i.inhrelid FROM below b JOIN pg_inherits i ON i.inhparent = b.oid) "
+        "SELECT DISTINCT t.tgname::text, t.tgenabled::text FROM below b JOIN pg_trigger t ON t.tgrelid = b.oid "
+        "WHERE NOT t.tgisinternal AND t.tgenabled IN ('A', 'R') ORDER BY 1",
         (table.schema_name, table.table_name),
     ).fetchall()
     return [

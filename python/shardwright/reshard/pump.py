@@ -1,45 +1,65 @@
 """Copying a snapshot: chunks of pages, binary COPY piped from source to target, several workers.
 
-psycopg's Copy objects take one Python step a row; here the rows of libpq's buffers are joined into blocks before they are
-sent on, which reaches nearly the rate of two psql processes in a pipe.
+A partitioned table is copied leaf by leaf, each into the target's leaf of the same bounds: pages are a leaf's, and no row
+needs to be routed. Every chunk is read in a transaction of its own under the shared snapshot, so that a table of a thousand
+leaves is not held with all its locks. A leaf whose time is over is compared as soon as it is copied.
 """
 
 from __future__ import annotations
 
 import contextlib
 import queue
-import select
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import psycopg
-from psycopg import pq
 
 from shardwright import errors
 from shardwright.catalog.operations import Move
 from shardwright.failpoints import reach
+from shardwright.reshard import hashing, parts
+from shardwright.reshard.parts import Part
+from shardwright.reshard.piping import pipe
 from shardwright.reshard.world import World
 from shardwright.routing.predicates import GuardedTable, owned_sql, quote_identifier, quote_literal
 
 #: Pages of 8 kB that one chunk covers: 32 MiB of table.
 CHUNK_PAGES = 4096
-_BLOCK_BYTES = 128 * 1024
 #: A cancelled worker that has not ended after this long is left behind; the next one's token makes it harmless.
 _ENDING_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A run of a table's pages, [first, last) in pages of 8 kB; `last` is None for the run that ends the table."""
+    """A run of a part's pages, [first, last) in pages of 8 kB; `last` is None for the run that ends the part."""
 
     move: Move
     table: GuardedTable
+    #: Where the rows are, as of the snapshot.
+    part: Part
+    #: The target's part, quoted and qualified.
+    into: str
     first: int
     last: int | None
     #: Bytes of table that it covers, for the order and for progress.
     size: int
+    #: Whether its window was over when the copy began: both sides are compared once all its chunks are there.
+    closed: bool = False
+
+
+@dataclass(frozen=True)
+class CopiedWindow:
+    """A window that was over when it was copied, and found equal on both sides right afterwards."""
+
+    move: int
+    #: ``schema.table``, and the leaf's name on the source.
+    table: str
+    name: str
+    rows: int
+    checksum: int
 
 
 @dataclass
@@ -49,6 +69,7 @@ class Progress:
     rows: int = 0
     bytes: int = 0
     seconds: float = 0.0
+    windows: list[CopiedWindow] = field(default_factory=list)
 
 
 def copied_columns(connection: psycopg.Connection, table: GuardedTable) -> list[str]:
@@ -61,18 +82,41 @@ def copied_columns(connection: psycopg.Connection, table: GuardedTable) -> list[
     return [row[0] for row in rows]
 
 
-def cut_chunks(connection: psycopg.Connection, move: Move, tables: Sequence[GuardedTable]) -> list[Chunk]:
-    """Cut the tables of a move into chunks; call it after the snapshot was taken, so that no page is missed."""
+def cut_chunks(
+    source: psycopg.Connection,
+    target: psycopg.Connection,
+    move: Move,
+    tables: Sequence[GuardedTable],
+    is_closed: Callable[[GuardedTable, Part], bool] = lambda table, part: False,
+) -> list[Chunk]:
+    """Cut the tables of a move into chunks; call it after the snapshot was taken, so that no page is missed.
+
+    Args:
+        source: in a transaction under the snapshot: the parts are those that the snapshot sees.
+        target: to the other side.
+        move: whose rows.
+        tables: the keyspace's tables.
+        is_closed: whether a part's window is over.
+
+    Raises:
+        PreflightFailed: the target has no part of a part's bounds.
+    """
     chunks = []
     for table in tables:
-        row = connection.execute(
-            "SELECT pg_relation_size(%s::regclass) / current_setting('block_size')::int8", (table.qualified,)
-        ).fetchone()
-        pages = int(row[0]) if row is not None else 0
-        for first in range(0, max(pages, 1), CHUNK_PAGES):
-            ends = first + CHUNK_PAGES >= pages
-            size = (min(first + CHUNK_PAGES, pages) - first) * 8192
-            chunks.append(Chunk(move, table, first, None if ends else first + CHUNK_PAGES, size))
+        some = parts.of_table(source, table)
+        there = {part.bounds: part.qualified for part in parts.of_table(target, table)}
+        for part, pages in zip(some, parts.pages_of(source, some), strict=True):
+            if part.bounds not in there:
+                raise errors.PreflightFailed(
+                    f"{move.target} has no partition {part.bounds} of {table.schema_name}.{table.table_name}",
+                    fix=f"shardwright partition apply {table.schema_name}.{table.table_name}, then resume",
+                )
+            closed = is_closed(table, part)
+            for first in range(0, max(pages, 1), CHUNK_PAGES):
+                ends = first + CHUNK_PAGES >= pages
+                size = (min(first + CHUNK_PAGES, pages) - first) * 8192
+                last = None if ends else first + CHUNK_PAGES
+                chunks.append(Chunk(move, table, part, there[part.bounds], first, last, size, closed))
     return sorted(chunks, key=lambda chunk: chunk.size, reverse=True)
 
 
@@ -96,12 +140,14 @@ def copy_chunks(
         The progress of each move, by its number.
 
     Raises:
-        StreamStalled: a snapshot died, or a connection broke; the copy starts again on resume.
+        StreamStalled: a snapshot died, a connection broke or a table was rewritten; the copy starts again on resume.
+        VerificationDiffers: a window that is over did not arrive as it is.
     """
     todo: queue.SimpleQueue[Chunk] = queue.SimpleQueue()
     for chunk in chunks:
         todo.put(chunk)
     progress = {number: Progress() for number in snapshots}
+    left = Counter((chunk.move.id, chunk.part.relid) for chunk in chunks)
     lock = threading.Lock()
     stop = threading.Event()
     failures: list[BaseException] = []
@@ -124,6 +170,12 @@ def copy_chunks(
                     done.rows += rows
                     done.bytes += size
                     done.seconds = time.monotonic() - started
+                    left[chunk.move.id, chunk.part.relid] -= 1
+                    complete = left[chunk.move.id, chunk.part.relid] == 0
+                if chunk.closed and complete:
+                    window = worker.compare(chunk)
+                    with lock:
+                        done.windows.append(window)
                 reach("copy.half_copied")
         except BaseException as error:  # noqa: BLE001 - handed to the caller's thread below
             failures.append(error)
@@ -159,7 +211,7 @@ def copy_chunks(
 
 
 class _Worker:
-    """One thread's connections: one a source, in the move's snapshot, and one a target."""
+    """One thread's connections: one a source and one a target."""
 
     def __init__(self, world: World, snapshots: dict[int, str]) -> None:
         self.world = world
@@ -167,6 +219,7 @@ class _Worker:
         self.sources: dict[int, psycopg.Connection] = {}
         self.targets: dict[str, psycopg.Connection] = {}
         self.columns: dict[tuple[int, int], list[str]] = {}
+        self.hashes: dict[int, str] = {}
 
     def copy(self, chunk: Chunk) -> tuple[int, int]:
         source, target = self._source(chunk.move), self._target(chunk.move.target)
@@ -177,22 +230,56 @@ class _Worker:
         # the binary form is the fastest, and is the same on both sides where the major version is
         same_major = source.info.server_version // 10000 == target.info.server_version // 10000
         form = "(FORMAT binary)" if same_major else "(FORMAT text)"
-        with target.transaction():
+        with target.transaction(), self._snapshot(chunk.move):
             target.execute("SELECT shardwright.hold(%s, %s)", (self.world.operation.id, self.world.operation.op_epoch))
-            return pipe(
+            done = pipe(
                 source,
-                f"COPY (SELECT {columns} FROM ONLY {chunk.table.qualified} WHERE {_pages_sql(chunk)} "
+                f"COPY (SELECT {columns} FROM ONLY {chunk.part.qualified} WHERE {_pages_sql(chunk)} "
                 f"AND {_moving_sql(chunk)}) TO STDOUT {form}",
                 target,
-                f"COPY {chunk.table.qualified} ({columns}) FROM STDIN {form}",
+                f"COPY {chunk.into} ({columns}) FROM STDIN {form}",
             )
+            parts.check_same(source, [chunk.part], chunk.move.source)
+            return done
+
+    def compare(self, chunk: Chunk) -> CopiedWindow:
+        """Compare a part, all of whose chunks are copied, with what has arrived. Nothing else writes there yet.
+
+        Raises:
+            VerificationDiffers: they differ.
+        """
+        source, target = self._source(chunk.move), self._target(chunk.move.target)
+        if chunk.table.table_id not in self.hashes:
+            self.hashes[chunk.table.table_id] = hashing.of_rows(source, chunk.table).row
+        question = (
+            f"SELECT count(*), coalesce(sum({self.hashes[chunk.table.table_id]}), 0) "
+            f"FROM ONLY {{}} WHERE {_moving_sql(chunk)}"
+        )
+        with self._snapshot(chunk.move):
+            here = source.execute(question.format(chunk.part.qualified).encode()).fetchone()
+            parts.check_same(source, [chunk.part], chunk.move.source)
+        there = target.execute(question.format(chunk.into).encode()).fetchone()
+        name = f"{chunk.table.schema_name}.{chunk.table.table_name}"
+        if here is None or here != there:
+            raise errors.VerificationDiffers(
+                f"{chunk.into} on {chunk.move.target} has rows and checksum {there} right after the copy of "
+                f"{chunk.part.qualified} of {name}, which has {here} on {chunk.move.source}",
+                fix=f"find out who wrote there, then: shardwright reshard resume {self.world.operation.id}",
+            )
+        return CopiedWindow(chunk.move.id, name, chunk.part.name, int(here[0]), int(here[1]))
+
+    @contextlib.contextmanager
+    def _snapshot(self, move: Move) -> Iterator[None]:
+        """A transaction on the source under the move's snapshot; its locks end with it."""
+        connection = self._source(move)
+        connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        connection.execute(f"SET TRANSACTION SNAPSHOT {quote_literal(self.snapshots[move.id])}".encode())
+        yield
+        connection.execute("COMMIT")
 
     def _source(self, move: Move) -> psycopg.Connection:
         if move.id not in self.sources:
-            connection = self.world.open(move.source)
-            self.sources[move.id] = connection
-            connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            connection.execute(f"SET TRANSACTION SNAPSHOT {quote_literal(self.snapshots[move.id])}".encode())
+            self.sources[move.id] = self.world.open(move.source)
         return self.sources[move.id]
 
     def _target(self, name: str) -> psycopg.Connection:
@@ -220,95 +307,3 @@ def _moving_sql(chunk: Chunk) -> str:
     if chunk.table.keyspace is None or chunk.table.key_column is None:
         raise errors.InvariantFailed(f"{chunk.table.qualified} is not sharded and cannot move")
     return owned_sql(chunk.table.keyspace, chunk.move.points, quote_identifier(chunk.table.key_column))
-
-
-def pipe(source: psycopg.Connection, copy_out: str, target: psycopg.Connection, copy_in: str) -> tuple[int, int]:
-    """Pipe one COPY TO STDOUT into one COPY FROM STDIN.
-
-    Args:
-        source: where `copy_out` runs.
-        copy_out: COPY .. TO STDOUT.
-        target: where `copy_in` runs, in a transaction of the caller's.
-        copy_in: COPY .. FROM STDIN of the same format.
-
-    Returns:
-        Rows and bytes that were copied.
-
-    Raises:
-        psycopg.Error: what either server said; the source's COPY is drained or its connection closed.
-    """
-    out, into = source.pgconn, target.pgconn
-    was_nonblocking = (out.nonblocking, into.nonblocking)
-    out.nonblocking, into.nonblocking = 0, 1
-    size = 0
-    try:
-        _begin_copy(out, copy_out, pq.ExecStatus.COPY_OUT)
-        _begin_copy(into, copy_in, pq.ExecStatus.COPY_IN)
-        block: list[bytes] = []
-        filled = 0
-        get = out.get_copy_data
-        while True:
-            length, data = get(0)
-            if length <= 0:
-                break
-            block.append(bytes(data))
-            filled += length
-            if filled >= _BLOCK_BYTES:
-                _put(into, b"".join(block))
-                size += filled
-                block.clear()
-                filled = 0
-        if block:
-            _put(into, b"".join(block))
-            size += filled
-        _end_copy(out)
-        into.put_copy_end()
-        _flush(into)
-        return _end_copy(into), size
-    except BaseException:
-        # half a COPY cannot be taken up again: end both connections rather than drain them
-        source.close()
-        target.close()
-        raise
-    finally:
-        if out.status == pq.ConnStatus.OK:
-            out.nonblocking = was_nonblocking[0]
-        if into.status == pq.ConnStatus.OK:
-            into.nonblocking = was_nonblocking[1]
-
-
-def _begin_copy(connection: pq.abc.PGconn, statement: str, wanted: pq.ExecStatus) -> None:
-    result = connection.exec_(statement.encode())
-    if result.status != wanted:
-        raise psycopg.errors.error_from_result(result)
-
-
-def _put(connection: pq.abc.PGconn, block: bytes) -> None:
-    connection.put_copy_data(block)
-    _flush(connection)
-
-
-def _flush(connection: pq.abc.PGconn) -> None:
-    while connection.flush() == 1:
-        _wait(connection, select.POLLIN | select.POLLOUT)
-
-
-def _wait(connection: pq.abc.PGconn, events: int) -> None:
-    """Wait for the server without the GIL: libpq's own waiting would hold it, and with it every thread of the process."""
-    ready = select.poll()
-    ready.register(connection.socket, events)
-    if any(event & ~select.POLLOUT for _, event in ready.poll()):
-        connection.consume_input()
-
-
-def _end_copy(connection: pq.abc.PGconn) -> int:
-    rows = 0
-    while True:
-        while connection.is_busy():
-            _wait(connection, select.POLLIN)
-        result = connection.get_result()
-        if result is None:
-            return rows
-        if result.status != pq.ExecStatus.COMMAND_OK:
-            raise psycopg.errors.error_from_result(result)
-        rows = result.command_tuples or 0

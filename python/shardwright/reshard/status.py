@@ -34,6 +34,8 @@ class MoveStatus:
     lag_bytes: int | None
     batches_switched: int
     batches: int
+    #: Windows whose time was over, compared right after they were copied.
+    windows_checked: int
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,7 @@ def of(catalog: psycopg.Connection, operation: int) -> Status:
         "SELECT to_phase, (detail ->> 'seconds')::float8 FROM shardwright.phase_events WHERE operation = %s ORDER BY id",
         (operation,),
     ).fetchall()
+    checked = evidence.count_windows(catalog, operation)
     moves = tuple(
         MoveStatus(
             move=move.id,
@@ -155,6 +158,7 @@ def of(catalog: psycopg.Connection, operation: int) -> Status:
             lag_bytes=move.lag_bytes,
             batches_switched=sum(batch.served_by == "target" for batch in move.batches),
             batches=len(move.batches),
+            windows_checked=checked.get(move.id, 0),
         )
         for move in found.moves
     )

@@ -1,7 +1,8 @@
 """copy: one snapshot of the moving rows, from the source to the target, in parallel chunks.
 
 A guard transaction holds ACCESS SHARE on every moving table from before the slot until the end: a TRUNCATE or rewrite in
-between would make COPY read nothing, silently. A copy that broke off starts again: slot dropped, moved points emptied.
+between would make COPY read nothing, silently. Leaves are not locked, there may be thousands: after each chunk it is seen
+that its leaf is the one of the snapshot. A copy that broke off starts again: slot dropped, moved points emptied.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from contextlib import ExitStack
 import psycopg
 
 from shardwright import engines, errors
-from shardwright.catalog import ddl, operations
+from shardwright.catalog import ddl, evidence, operations
 from shardwright.catalog.operations import Move
 from shardwright.catalog.tables import RegisteredTable
 from shardwright.failpoints import reach
-from shardwright.reshard import cleaning, pump, streams
-from shardwright.reshard.pump import Progress
+from shardwright.reshard import cleaning, layouts, pump, streams
+from shardwright.reshard.parts import Part
+from shardwright.reshard.pump import Chunk, Progress
 from shardwright.reshard.world import World, log
+from shardwright.routing.predicates import GuardedTable, quote_literal
 
 
 def run(world: World) -> None:
@@ -34,8 +37,7 @@ def run(world: World) -> None:
         chunks = []
         for move in world.operation.moves:
             snapshots[move.id] = _snapshot(world, move, held)
-            moving = pump.cut_chunks(world.shard(move.source), move, world.guarded(move.keyspace))
-            chunks.extend(moving)
+            chunks.extend(_cut(world, move, snapshots[move.id]))
             operations.record_progress(world.catalog, move.id, rows_done=0, bytes_done=0)
         reach("copy.slot_made")
         bare = _drop_keys(world)
@@ -43,6 +45,8 @@ def run(world: World) -> None:
         workers = int(world.operation.settings.get("copy_workers", 2))
         done = pump.copy_chunks(world, largest_first, snapshots, workers, lambda progress: _report(world, progress))
         _record(world, done)
+    for window in (window for progress in done.values() for window in progress.windows):
+        evidence.record_window(world.catalog, window.move, window.table, window.name, window.rows, window.checksum)
     reach("copy.copied")
     for target, table in bare:
         ddl.build_keys(world.shard(target), table.layout)
@@ -69,6 +73,7 @@ def _start_over(world: World, move: Move) -> None:
     streams.drop_slot(world.shard(move.source), name)
     with world.change(move.source) as connection:
         streams.forget_marker(connection, name)
+    evidence.forget_windows(world.catalog, move.id)
     cleaning.delete_rows(world, move, move.target, move.points, world.on_progress)
 
 
@@ -76,13 +81,29 @@ def _snapshot(world: World, move: Move, held: ExitStack) -> str:
     """Make the move's slot; both its connection and the guard transaction stay open in `held`."""
     guard = held.enter_context(world.open(move.source))
     guard.execute("BEGIN")
-    names = ", ".join(table.qualified for table in world.guarded(move.keyspace))
+    names = ", ".join(f"ONLY {table.qualified}" for table in world.guarded(move.keyspace))
     if names:
         guard.execute(f"LOCK TABLE {names} IN ACCESS SHARE MODE".encode())
     replication = held.enter_context(engines.connect_replication(world.shards[move.source], world.application_name))
     with world.change(move.source):
         pass  # the token is checked; the slot itself cannot be made in that transaction
     return streams.make_slot(replication, streams.name_of(world.cluster, move, "forward"))
+
+
+def _cut(world: World, move: Move, snapshot: str) -> list[Chunk]:
+    """The move's chunks, as the snapshot sees the source."""
+    source, target = world.shard(move.source), world.shard(move.target)
+    row = source.execute("SELECT clock_timestamp()").fetchone()
+    assert row is not None
+    by_id = {table.id: table for table in world.registered}
+
+    def is_closed(table: GuardedTable, part: Part) -> bool:
+        return layouts.is_over(by_id[table.table_id], part, row[0])
+
+    with source.transaction():
+        source.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        source.execute(f"SET TRANSACTION SNAPSHOT {quote_literal(snapshot)}".encode())
+        return pump.cut_chunks(source, target, move, world.guarded(move.keyspace), is_closed)
 
 
 def _drop_keys(world: World) -> list[tuple[str, RegisteredTable]]:

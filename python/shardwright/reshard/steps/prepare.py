@@ -6,11 +6,15 @@ that entered it has ended, so a router finds an open range with either map.
 
 from __future__ import annotations
 
-from shardwright.catalog import map_changes, maps, roster
+from collections.abc import Sequence
+
+from shardwright import errors
+from shardwright.catalog import guards, locking, map_changes, maps, roster, windows
 from shardwright.catalog.operations import Move
 from shardwright.failpoints import reach
-from shardwright.reshard import fence, streams
+from shardwright.reshard import fence, layouts, streams
 from shardwright.reshard.world import World
+from shardwright.routing.predicates import GuardedTable
 
 
 def run(world: World) -> None:
@@ -18,6 +22,8 @@ def run(world: World) -> None:
 
     Raises:
         NotDrained: sessions that are inside a range that is to be cut did not end in time.
+        PreflightFailed: source and target have not got the same partitions.
+        LockTimeout: partitions without guards could not be given them.
     """
     for move in world.operation.moves:
         # one at a time: another operation may be cutting the same range elsewhere, and know ids that the map does not
@@ -26,6 +32,9 @@ def run(world: World) -> None:
         shard_map = maps.load_map(world.catalog)
         ranges = fence.ranges_within(shard_map, move.keyspace, move.points)
         tables = world.guarded(move.keyspace)
+        layouts.require_equal(world, move, errors.PreflightFailed, windows.list_windows(world.catalog))
+        for shard in (move.source, move.target):
+            _cover(world, shard, tables)
         with world.change(move.target) as connection:
             fence.set_ranges(connection, move.keyspace, ranges, "importing", shard_map.version)
             fence.sync_guards(connection, tables)
@@ -34,6 +43,16 @@ def run(world: World) -> None:
             fence.sync_guards(connection, tables)  # TRUNCATE is refused from here on
             streams.set_publication(connection, streams.name_of(world.cluster, move, "forward"), tables, move.points)
         reach("prepare.publication_made")
+
+
+def _cover(world: World, shard: str, tables: Sequence[GuardedTable]) -> None:
+    """Partitions that somebody attached by hand get what refuses TRUNCATE; most often there are none."""
+    for table in tables:
+        locking.patiently(
+            world.shard(shard),
+            [(table.schema_name, table.table_name)],
+            lambda table=table: guards.cover(world.shard(shard), [table.table_id]),  # type: ignore[misc]
+        )
 
 
 def _cut_ranges(world: World, move: Move) -> None:
