@@ -33,6 +33,8 @@ class CatalogWindow:
     #: ``wanted``, or ``retired``: shards detach, archive and drop it.
     state: str = "wanted"
     retired_at: datetime | None = None
+    #: Restored from an archive: not retired before this moment, though its time is over.
+    kept_until: datetime | None = None
 
     @property
     def is_guard(self) -> bool:
@@ -58,8 +60,9 @@ def list_windows(catalog: psycopg.Connection, table_id: int | None = None) -> li
         table_id: of this table only.
     """
     rows = catalog.execute(
-        "SELECT table_id, name, lower(span), upper(span), role, state, retired_at FROM shardwright.windows "
-        "WHERE %(table)s::int IS NULL OR table_id = %(table)s ORDER BY table_id, lower(span) NULLS FIRST, name",
+        "SELECT table_id, name, lower(span), upper(span), role, state, retired_at, kept_until "
+        "FROM shardwright.windows WHERE %(table)s::int IS NULL OR table_id = %(table)s "
+        "ORDER BY table_id, lower(span) NULLS FIRST, name",
         {"table": table_id},
     ).fetchall()
     return [CatalogWindow(*row) for row in rows]
@@ -148,6 +151,20 @@ def reinstate(catalog: psycopg.Connection, table_id: int, name: str) -> None:
             "UPDATE shardwright.windows SET state = 'wanted', retired_at = NULL WHERE table_id = %s AND name = %s",
             (table_id, name),
         )
+
+
+def keep(catalog: psycopg.Connection, table_id: int, name: str, until: datetime) -> None:
+    """Let a partition not be retired before a moment, though its time is over.
+
+    Args:
+        catalog: connection to the catalog.
+        table_id: the table.
+        name: the partition.
+        until: the moment.
+    """
+    catalog.execute(
+        "UPDATE shardwright.windows SET kept_until = %s WHERE table_id = %s AND name = %s", (until, table_id, name)
+    )
 
 
 def forget(catalog: psycopg.Connection, table_id: int, names: Collection[str]) -> None:

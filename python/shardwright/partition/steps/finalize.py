@@ -29,9 +29,7 @@ def run(site: PartitionSite, step: Step) -> None:
             sql.SQL("ALTER TABLE {} DETACH PARTITION {} FINALIZE").format(site.parent, site.leaf(step.name))
         )
         if standing.marked:
-            row = site.connection.execute("SELECT clock_timestamp()").fetchone()
-            assert row is not None
-            marks.set_state(site.connection, site.schema, [step.name], "detached", detached_at=row[0])
+            marks.set_state(site.connection, site.schema, [step.name], "detached", detached_at=site.clock())
         failpoints.reach("partition.finalizing")
 
     site.patiently(finalize, also=[step.name], readers=True)
