@@ -8,9 +8,10 @@ shards as they were.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import psycopg
 
@@ -21,10 +22,15 @@ from shardwright.catalog.layout import Layout, find_layout
 from shardwright.catalog.roster import Shard
 from shardwright.catalog.sites import Site, check_rows, guard_state, open_sites, put, undo
 from shardwright.catalog.tables import RegisteredTable
+from shardwright.routing.policy import Policy
 from shardwright.routing.shard_map import ShardMap
 from shardwright.routing.tables import Declaration
 
 _log = logging.getLogger(__name__)
+
+
+#: Raises UnfitTable or BadDeclaration.
+Judge: TypeAlias = Callable[[Layout, Policy], None]
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,9 @@ class Wanted:
         return f"{self.schema}.{self.table}"
 
 
-def adopt(catalog: psycopg.Connection, wanted: Sequence[Wanted]) -> list[RegisteredTable]:
+def adopt(
+    catalog: psycopg.Connection, wanted: Sequence[Wanted], *, judge: Judge | None = None
+) -> list[RegisteredTable]:
     """Register tables: make them where they are missing, guard them, check their rows, write them into the catalog.
 
     May be run again, after a failure or after the tables changed: then only what is missing is done, and the catalog's
@@ -50,6 +58,7 @@ def adopt(catalog: psycopg.Connection, wanted: Sequence[Wanted]) -> list[Registe
     Args:
         catalog: connection to the catalog.
         wanted: the tables; each exists on one shard at least.
+        judge: refuses a policy that does not go with its column; time partitions know, and are not known here.
 
     Returns:
         The tables as registered, in the order given.
@@ -75,6 +84,8 @@ def adopt(catalog: psycopg.Connection, wanted: Sequence[Wanted]) -> list[Registe
         ]
         for table, layouts in zip(planned, found, strict=True):
             _check_fit(table, layouts, sites, shard_map)
+            if judge is not None and table.policy is not None:
+                judge(table.layout, table.policy)
         _check_neighbours(planned, known, sites)
         try:
             _put_all(planned, sites, shard_map, cluster)

@@ -29,12 +29,13 @@ class Registration:
     undeclared: tuple[str, ...]
 
 
-def register(catalog: psycopg.Connection, metadata: MetaData) -> Registration:
+def register(catalog: psycopg.Connection, metadata: MetaData, *, judge: adoption.Judge | None = None) -> Registration:
     """Register every declared table of a MetaData; those that no shard has yet are made from their models.
 
     Args:
         catalog: connection to the catalog.
         metadata: the tables, with declarations in their ``info``.
+        judge: as for `adoption.adopt`.
 
     Returns:
         What was registered, and what was left alone.
@@ -59,7 +60,7 @@ def register(catalog: psycopg.Connection, metadata: MetaData) -> Registration:
         )
     _check_foreign_keys(declared)
     with roster.changing(catalog):
-        return _register(catalog, metadata, declared, tuple(undeclared))
+        return _register(catalog, metadata, declared, tuple(undeclared), judge)
 
 
 def _register(
@@ -67,6 +68,7 @@ def _register(
     metadata: MetaData,
     declared: Sequence[tuple[Table, Declaration]],
     undeclared: tuple[str, ...],
+    judge: adoption.Judge | None,
 ) -> Registration:
     shards = roster.list_shards(catalog)
     if not shards:
@@ -80,7 +82,7 @@ def _register(
     try:
         for base, some in _by_base(declared, shards):
             made += _make(base, metadata, _missing(some, shards, schema), schema)
-        adopted = adoption.adopt(catalog, wanted)
+        adopted = adoption.adopt(catalog, wanted, judge=judge)
     except BaseException:
         for base, in_schema, name in reversed(made):
             with engines.connect_shard(base, "shardwright tables") as connection:

@@ -6,9 +6,10 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from shardwright.catalog import maps, shards
+from shardwright.catalog import maps, shards, tables
 from shardwright.cli.app import DEFAULTS, Answer, Common
 from shardwright.cli.output import Table
+from shardwright.cli.table import windows_shown
 
 app = App(name="shard", help="Add, list and remove shards.")
 
@@ -35,9 +36,12 @@ def add(
         weight: its share of the points, relative to the other shards.
         region: free text for people.
     """
+    from shardwright.partition.registering import first_windows
+
     with common.connect() as catalog:
         shard = shards.add_shard(catalog, name, dsn, replication_conninfo=replication_dsn, region=region, weight=weight)
         shard_map = maps.load_map(catalog)
+        windows = first_windows(common.dsn(), catalog, tables.list_tables(catalog))
     owns = shard.name in shard_map.shards()
     if not shard_map.keyspaces:
         steps = ["shardwright keyspace create users --type int8"]
@@ -45,8 +49,16 @@ def add(
         steps = [] if owns else [f"shardwright reshard plan --add {shard.name}"]
     major, minor = divmod(shard.server_version, 10000)
     return Answer(
-        {"shard": shard.name, "server_version": shard.server_version, "owns_points": owns},
-        [f"shard {shard.name} is in the cluster (PostgreSQL {major}.{minor})"],
+        {
+            "shard": shard.name,
+            "server_version": shard.server_version,
+            "owns_points": owns,
+            "windows": windows.to_json() if windows is not None else None,
+        },
+        [
+            f"shard {shard.name} is in the cluster (PostgreSQL {major}.{minor})",
+            *(windows_shown(windows) if windows is not None else ()),
+        ],
         next_steps=steps,
     )
 

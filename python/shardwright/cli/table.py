@@ -6,16 +6,19 @@ import contextlib
 import importlib
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 from sqlalchemy import MetaData
 
 from shardwright import errors
-from shardwright.catalog import adoption, forgetting, models, overview, table_file, tables
+from shardwright.catalog import adoption, forgetting, overview, table_file, tables
 from shardwright.cli.app import DEFAULTS, Answer, Common
 from shardwright.cli.output import Table
 from shardwright.routing.tables import Declaration
+
+if TYPE_CHECKING:
+    from shardwright.partition.outcomes import Report
 
 app = App(name="table", help="Register tables on every shard, adopt existing ones, list them.")
 
@@ -29,14 +32,11 @@ def register(declared: str, /, *, common: Common = DEFAULTS) -> Answer:
     Args:
         declared: MODULE:NAME of a MetaData or of a declarative base, such as app.models:Base; or a file, tables.toml.
     """
-    if declared.endswith(".toml"):
-        wanted = table_file.read(_text(declared), declared)
-        with common.connect() as catalog:
-            done = models.Registration(tuple(adoption.adopt(catalog, wanted)), (), ())
-    else:
-        found = _metadata(declared)
-        with common.connect() as catalog:
-            done = models.register(catalog, found)
+    from shardwright.partition.registering import register as register_tables
+
+    found = table_file.read(_text(declared), declared) if declared.endswith(".toml") else _metadata(declared)
+    with common.connect() as catalog:
+        done, windows = register_tables(common.dsn(), catalog, found)
     shown = [_sentence(table, table.name in done.created) for table in done.tables]
     shown += [f"{name} declares nothing: left alone" for name in done.undeclared]
     return Answer(
@@ -44,9 +44,10 @@ def register(declared: str, /, *, common: Common = DEFAULTS) -> Answer:
             "tables": [overview.table_json(table) for table in done.tables],
             "created": list(done.created),
             "undeclared": list(done.undeclared),
+            "windows": windows.to_json() if windows is not None else None,
         },
-        shown,
-        next_steps=["shardwright status"],
+        shown + (windows_shown(windows) if windows is not None else []),
+        next_steps=["shardwright status"] if windows is None else ["shardwright partition status"],
     )
 
 
@@ -135,6 +136,22 @@ def list_(*, common: Common = DEFAULTS) -> Answer:
         [Table(("table", "kind", "keyspace", "key", "home", "windows"), rows, empty="no table yet")],
         next_steps=[] if found else ["shardwright table register MODULE:METADATA"],
     )
+
+
+def windows_shown(report: Report) -> list[str]:
+    """What became of the first windows of tables, for people.
+
+    Args:
+        report: of the tick that made them.
+    """
+    made = sum(len(one.add) for one in report.plan.tables)
+    shown = [f"{made} partitions are declared for every shard"] if made else []
+    shown += [f"{one.message}; fix: {one.fix}" for one in report.plan.findings]
+    shown += [
+        f"{one.table} on shard {one.shard}: {one.outcome}: {one.reason.get('message', '')}"
+        for one in (*report.deferred, *report.failed)
+    ]
+    return shown
 
 
 def _windows(table: tables.RegisteredTable) -> str | None:
