@@ -13,4 +13,6 @@ pytest_plugins = [
     "fix_desk",
     "fix_conversion",
     "fix_locks",
+    "fix_migrate",
+    "fix_partitions",
 ]

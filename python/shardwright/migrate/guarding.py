@@ -25,7 +25,8 @@ _NAME = r'(?:"(?:[^"]|"")+"|[^\W\d][\w$]*)'
 _QUALIFIED = rf"{_NAME}(?:\s*\.\s*{_NAME})?"
 _DROP = re.compile(rf"\bDROP\s+TABLE\s+(?:IF\s+EXISTS\s+)?({_QUALIFIED}(?:\s*,\s*{_QUALIFIED})*)", re.IGNORECASE)
 _DETACH = re.compile(rf"\bDETACH\s+PARTITION\s+({_QUALIFIED})", re.IGNORECASE)
-_COMMENTS = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
+#: Comments and texts: what only mentions a statement does not do it.
+_MENTIONS = re.compile(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'", re.DOTALL)
 
 _PLACES = """
 SELECT p.schema_name, p.name, p.relid::int8, p.parent, (SELECT i.inhparent::int8 FROM pg_inherits i WHERE i.inhrelid = c.oid)
@@ -84,7 +85,7 @@ class Guard:
     def _before(self, _connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         if self._raw.autocommit and not _reads(statement):
             self.committed_outside = True
-        bare = _COMMENTS.sub(" ", statement)
+        bare = _MENTIONS.sub(" ", statement)
         for verb, pattern in (("drops", _DROP), ("detaches", _DETACH)):
             for found in pattern.finditer(bare):
                 for name in re.findall(_QUALIFIED, found[1]):

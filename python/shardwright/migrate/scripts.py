@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
+from alembic.script.revision import RevisionError
 from alembic.util import CommandError
 
 from shardwright import errors
@@ -44,7 +45,7 @@ def speaking() -> Iterator[None]:
     try:
         with redirect_stdout(sys.stderr):
             yield
-    except CommandError as error:
+    except (CommandError, RevisionError) as error:
         raise errors.BadOption(" ".join(str(error).split()), fix="shardwright migrate status") from error
 
 
