@@ -389,6 +389,17 @@ class LocalClusterBusy(ConflictError):
     kind = "local-cluster-busy"
 
 
+class PlanStale(ConflictError):
+    """What a saved plan was made from has changed: policy, declared windows, or what a shard has. Nothing was done.
+
+    The message says what a plan made now does differently. `shardwright partition plan` makes one.
+    """
+
+    code = "SW309"
+    kind = "plan-stale"
+    retriable = False
+
+
 # ---------------------------------------------------------------- exit 5 and 6
 
 
