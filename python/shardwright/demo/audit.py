@@ -56,7 +56,7 @@ def compare_originals(
     try:
         for rows in data.tables():
             if rows.keys:
-                _compare_sharded(rows, connections, shard_map, keyspace, found)
+                compare_sharded(rows, connections, shard_map, keyspace, found)
             elif rows.table in (data.airlines.table, data.airports.table):
                 for shard, connection in connections.items():
                     _compare(rows, set(rows.lines), _lines(connection, rows), shard, found)
@@ -69,13 +69,22 @@ def compare_originals(
     return found
 
 
-def _compare_sharded(
+def compare_sharded(
     rows: Rows,
     connections: Mapping[str, psycopg.Connection[Any]],
     shard_map: ShardMap,
     keyspace: str,
     found: Originals,
 ) -> None:
+    """Compare a sharded table: each row must be on the owner of its key and nowhere else.
+
+    Args:
+        rows: all of them, in the form in which servers give them back; column `tailnum` is the key.
+        connections: to the shards, by name.
+        shard_map: who owns what.
+        keyspace: of the table.
+        found: gets what is found.
+    """
     owner = {one.id: one.shard for one in shard_map.ranges}
     at = rows.columns.index("tailnum")
     left = set(rows.lines)

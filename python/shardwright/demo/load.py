@@ -60,7 +60,7 @@ def load(
             shares[shard].append(share)
             per_shard[shard] += len(share.lines)
     with ThreadPoolExecutor(max_workers=max(1, len(shares))) as pool:
-        for done in [pool.submit(_copy, shard, shares[shard.name], on_rows) for shard in shards]:
+        for done in [pool.submit(copy, shard, shares[shard.name], on_rows) for shard in shards]:
             done.result()
     total = sum(len(rows.lines) for rows in data.tables())
     return Loaded(total, time.monotonic() - started, per_shard)
@@ -83,16 +83,23 @@ def split(rows: Rows, shard_map: ShardMap, keyspace: str) -> dict[str, Rows]:
     return shares
 
 
-def _copy(shard: Shard, tables: Sequence[Rows], on_rows: Callable[[int], None]) -> None:
+def copy(shard: Shard, tables: Sequence[Rows], on_rows: Callable[[int], None] = lambda rows: None) -> None:
+    """Copy rows to one shard, in one transaction.
+
+    Args:
+        shard: whom they belong to.
+        tables: its rows of each table.
+        on_rows: told now and then how many more rows were sent.
+    """
     with engines.connect_shard(shard, "shardwright demo load") as connection, connection.transaction():
         for rows in tables:
             statement = sql.SQL("COPY {} ({}) FROM STDIN").format(
                 sql.Identifier("public", rows.table), sql.SQL(", ").join(map(sql.Identifier, rows.columns))
             )
-            with connection.cursor() as cursor, cursor.copy(statement) as copy:
+            with connection.cursor() as cursor, cursor.copy(statement) as lines:
                 for first in range(0, len(rows.lines), _BLOCK):
                     block = rows.lines[first : first + _BLOCK]
-                    copy.write(b"\n".join(block) + b"\n")
+                    lines.write(b"\n".join(block) + b"\n")
                     on_rows(len(block))
         for rows in tables:
             connection.execute(sql.SQL("ANALYZE {}").format(sql.Identifier("public", rows.table)))

@@ -41,8 +41,18 @@ class Audience(Protocol):
     def status(self, now: Status) -> None:
         """How the operation does; often."""
 
+    def live(self, text: str, done: int = 0, total: int = 0) -> None:
+        """How far a stage has come, often: so much of so much, where `total` is given."""
+
     def check(self) -> None:
         """Called often: raises to end the demo. (A KeyboardInterrupt alone may be lost in a finaliser.)"""
+
+
+class Clients(Protocol):
+    """Processes that work on the cluster meanwhile."""
+
+    def check_alive(self) -> None:
+        """See that every process still works; raises when one has ended."""
 
 
 class Operator:
@@ -53,7 +63,7 @@ class Operator:
         catalog: psycopg.Connection[Any],
         catalog_dsn: str,
         plan: Plan,
-        workload: Workload,
+        clients: Clients,
         audience: Audience,
         directory: Path,
     ) -> None:
@@ -63,7 +73,7 @@ class Operator:
             catalog: connection to the catalog.
             catalog_dsn: for the worker.
             plan: what to do.
-            workload: whose processes must live meanwhile.
+            clients: they must live meanwhile.
             audience: is told.
             directory: for the worker's words.
 
@@ -71,7 +81,7 @@ class Operator:
             PreflightFailed, OperationConflict: the operation cannot be started.
         """
         self._catalog = catalog
-        self._workload = workload
+        self._clients = clients
         self._audience = audience
         self._log = directory / "worker.log"
         self.operation = operate.start(catalog, plan)
@@ -122,16 +132,17 @@ class Operator:
             if self._worker.poll() is not None:
                 said = self._log.read_text(errors="replace").strip().splitlines()
                 raise errors.InvariantFailed(f"the worker ended: {said[-1] if said else 'without a word'}")
-            self._workload.check_alive()
+            self._clients.check_alive()
             if time.monotonic() > deadline:
                 raise errors.InvariantFailed(f"the operation is still {now.phase} after {PATIENCE_S:.0f} s")
             time.sleep(0.2)
 
     @contextlib.contextmanager
-    def transactions_left_open(self, shard: str, keys: Sequence[str]) -> Iterator[None]:
+    def transactions_left_open(self, workload: Workload, shard: str, keys: Sequence[str]) -> Iterator[None]:
         """Rounds of transactions that stay open between two statements; the body begins while the first ones are open.
 
         Args:
+            workload: whose process opens them.
             shard: where the clients without the library open theirs.
             keys: keys that live there now, and will not for long.
         """
@@ -140,7 +151,7 @@ class Operator:
         def rounds() -> None:
             try:
                 for number in itertools.count(1):
-                    self._workload.idle_round(shard, keys, first.set)
+                    workload.idle_round(shard, keys, first.set)
                     if stop.wait(GAP_S * number):
                         return
             finally:

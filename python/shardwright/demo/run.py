@@ -253,24 +253,24 @@ class _Demo:
         workload = self._working()
         with Operator(self._catalog, self._catalog_dsn, plan, workload, tell, self._directory) as operator:
             tell.stage("copying, catching up and verifying, while the application works")
-            with operator.transactions_left_open(source, moving):
+            with operator.transactions_left_open(workload, source, moving):
                 operator.reach("verified")
             for _, _, rows, differing in operator.certificates():
                 tell.fact(f"compared inside the servers: {rows:,} rows, {differing} differing")
             self._work_for(self._options.settle)
             tell.stage(f"switching to {NEW}, batch by batch, while transactions stay open on {source}")
-            with operator.transactions_left_open(source, moving):
+            with operator.transactions_left_open(workload, source, moving):
                 operator.reach("switched")
             told = operator.tell_pauses(0)
             self._work_for(self._options.settle)
             tell.stage(f"rolling back, while transactions stay open on {NEW}")
-            with operator.transactions_left_open(NEW, moving):
+            with operator.transactions_left_open(workload, NEW, moving):
                 operator.reach("reverted")
             self._rolled_back = _owners(self._map()) == _owners(before)
             told = operator.tell_pauses(told)
             self._work_for(self._options.settle)
             tell.stage(f"switching to {NEW} again")
-            with operator.transactions_left_open(source, moving):
+            with operator.transactions_left_open(workload, source, moving):
                 operator.reach("switched")
             operator.tell_pauses(told)
             self._work_for(self._options.settle)
