@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 import psycopg
 
@@ -22,7 +23,7 @@ from shardwright.partition.fleet import Fleet
 from shardwright.partition.outcomes import Outcome, Report, reason_of, record
 from shardwright.partition.plan import RETENTION, Plan, Step, TablePlan, changes
 from shardwright.partition.site import LOCK_CLASS, PATIENCE, PartitionSite
-from shardwright.partition.steps import attach, create, finalize, guard
+from shardwright.partition.steps import archive, attach, create, detach, drop, finalize, guard
 
 _log = logging.getLogger("shardwright.partition")
 
@@ -32,6 +33,9 @@ STEPS: dict[str, Callable[[PartitionSite, Step], None]] = {
     "create": create.run,
     "attach": attach.run,
     "guard": guard.run,
+    "detach": detach.run,
+    "archive": archive.run,
+    "drop": drop.run,
 }
 
 
@@ -164,7 +168,8 @@ def _table(fleet: Fleet, planned: Plan, table: TablePlan, before: Sequence[Outco
         found.append(run(waiting.pop(0)))
         if found[-1].outcome != "deferred":
             break
-    if found and found[-1].outcome == "failed":
+    # What keeps a window from going (an archive that cannot be written) must not keep others from getting theirs.
+    if found and found[-1].outcome == "failed" and found[-1].kind not in RETENTION:
         why = f"the canary, shard {found[-1].shard}, did not succeed"
         return found + [_deferred(table, shard, why, "mend what failed there") for shard in waiting]
     leading = [shard for shard in waiting if shard in table.leaders]
@@ -216,7 +221,7 @@ def _shard(fleet: Fleet, table: TablePlan, held: Mapping[str, Outcome | None], s
     done = 0
     step: Step | None = None
 
-    def ended(outcome: str, reason: Mapping[str, object]) -> Outcome:
+    def ended(outcome: str, reason: Mapping[str, Any]) -> Outcome:
         _log.info("%s on shard %s: %s: %s", table.table, shard, outcome, reason.get("message"))
         return Outcome(table.table_id, table.table, shard, outcome, done, reason)
 

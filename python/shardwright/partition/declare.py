@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import bisect
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
@@ -25,6 +26,8 @@ class Declared:
     wanted: tuple[Partition, ...] = ()
     #: With the moment at which each was retired.
     retired: tuple[tuple[Partition, datetime], ...] = ()
+    #: Restored windows, by name, and the moment before which each is not retired.
+    kept: Mapping[str, datetime] = field(default_factory=dict)
 
     def names(self) -> set[str]:
         """The names of all."""
@@ -53,6 +56,7 @@ class Change:
         return Declared(
             tuple(sorted([*kept, *self.add], key=by_position)),
             (*before.retired, *((one, now) for one in self.retire)),
+            before.kept,
         )
 
 
@@ -73,7 +77,9 @@ def expiring(table: PartitionedTable, declared: Declared, now: datetime) -> list
     return [
         one
         for one in windows[:-1]
-        if one.upper is not None and calendar.expired(table.policy, table.key, one.upper, now)
+        if one.upper is not None
+        and calendar.expired(table.policy, table.key, one.upper, now)
+        and (one.name not in declared.kept or declared.kept[one.name] <= now)
     ]
 
 
@@ -104,7 +110,7 @@ def change(
     strangers = list(strangers)
     add, findings = _missing(table, windows, strangers, now, rows, declared.names() | set(taken))
     windows = sorted([*windows, *add], key=by_position)
-    findings += _gaps(table, windows, strangers)
+    findings += _gaps(table, windows, strangers, now)
     guards, resize = _guards(table, declared, windows, strangers, declared.names() | set(taken))
     return Change((*add, *guards), tuple(resize), tuple(retire), tuple(findings))
 
@@ -118,11 +124,12 @@ def _missing(
     taken: set[str],
 ) -> tuple[list[Partition], list[Finding]]:
     policy, key = table.policy, table.key
-    covered = [one.span for one in windows] + list(strangers)
+    spans = {*(one.span for one in windows), *strangers}
+    covered = covering(spans)
     add: list[Partition] = []
     findings: list[Finding] = []
     for window in calendar.wanted(policy, key, now, _since(table, windows, now, rows)):
-        if calendar.expired(policy, key, window.upper, now):
+        if (window.lower, window.upper) in spans or calendar.expired(policy, key, window.upper, now):
             continue
         pieces = uncovered(window.lower, window.upper, covered)
         for lower, upper in pieces:
@@ -171,34 +178,53 @@ def _since(
     return first if first is not None else oldest
 
 
-def uncovered(lower: int, upper: int, covered: Iterable[tuple[int | None, int | None]]) -> list[tuple[int, int]]:
+def covering(spans: Iterable[tuple[int | None, int | None]]) -> list[tuple[int, int]]:
+    """Spans as disjoint pieces in order, with integers for the ends of the axis; for `uncovered`.
+
+    Args:
+        spans: lower and upper bounds; None is an end of the axis. They may overlap.
+    """
+    merged: list[tuple[int, int]] = []
+    for low, high in sorted((_FIRST if a is None else a, _LAST if b is None else b) for a, b in spans):
+        if merged and low <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
+        else:
+            merged.append((low, high))
+    return merged
+
+
+def uncovered(lower: int, upper: int, covered: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """What spans leave of ``[lower, upper)``, in order.
 
     Args:
         lower: from here on.
         upper: before here.
-        covered: spans; None is an end of the axis.
+        covered: as `covering` gives them.
     """
     left: list[tuple[int, int]] = []
-    for low, high in sorted((_FIRST if a is None else a, _LAST if b is None else b) for a, b in covered):
-        if high <= lower:
-            continue
+    at = max(bisect.bisect_right(covered, (lower, _LAST)) - 1, 0)
+    for low, high in covered[at:]:
         if low >= upper:
             break
         if low > lower:
             left.append((lower, low))
-        lower = high
+        lower = max(lower, high)
     if lower < upper:
         left.append((lower, upper))
     return left
 
 
 def _gaps(
-    table: PartitionedTable, windows: Sequence[Partition], strangers: Sequence[tuple[int | None, int | None]]
+    table: PartitionedTable,
+    windows: Sequence[Partition],
+    strangers: Sequence[tuple[int | None, int | None]],
+    now: datetime,
 ) -> list[Finding]:
     if not windows or windows[0].upper is None or windows[-1].lower is None:
         return []
-    holes = uncovered(windows[0].upper, windows[-1].lower, [*(one.span for one in windows), *strangers])
+    holes = uncovered(
+        windows[0].upper, windows[-1].lower, covering([*(one.span for one in windows), *strangers])
+    )
     return [
         Finding(
             "gap",
@@ -210,6 +236,8 @@ def _gaps(
             facts={"lower": low, "upper": high},
         )
         for low, high in holes
+        # Beside a restored window lie others whose time is over.
+        if not calendar.expired(table.policy, table.key, high, now)
     ]
 
 

@@ -57,6 +57,8 @@ class Fleet:
         self._dsn = catalog_dsn
         self._on_progress = on_progress
         self._patience = patience
+        #: The moment that was given to plan for; None: the databases' clocks count.
+        self._now: datetime | None = None
         self._connections: dict[str, psycopg.Connection] = {}
         self._catalogs: dict[str, psycopg.Connection] = {}
         self.catalog = engines.connect_catalog(catalog_dsn, _NAME)
@@ -96,6 +98,7 @@ class Fleet:
         Args:
             now: the moment to plan for; the databases' clock unless given, the slowest one.
         """
+        self._now = now
         listed = windows.list_windows(self.catalog)
         declared = {
             table.id: Declared(
@@ -105,6 +108,7 @@ class Fleet:
                     for one in listed
                     if one.table_id == table.id and one.retired_at is not None
                 ),
+                {one.name: one.kept_until for one in listed if one.table_id == table.id and one.kept_until is not None},
             )
             for table in self.tables
         }
@@ -192,6 +196,7 @@ class Fleet:
             kept,
             self._on_progress,
             self._patience,
+            self._now,
         )
 
 

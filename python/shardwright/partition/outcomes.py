@@ -31,6 +31,11 @@ class Outcome:
     #: Why not all of them: the error's number, message and fix, the step, and who was in the way.
     reason: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def kind(self) -> str:
+        """Kind of the step that did not succeed; empty where none was begun."""
+        return str(self.reason.get("step", "")).partition(" ")[0]
+
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready value."""
         return asdict(self)
