@@ -115,12 +115,13 @@ class Project:
     def table(self, name: str) -> tables.RegisteredTable:
         return tables.get_table(self.found.catalog, "public", name)
 
-    def leaf(self, shard: str, parent: str, name: str, bounds: str, *, role: str = "window", mark: bool = True) -> None:
-        """A leaf with our mark, made by hand."""
-        connection = self.found.shard(shard)
-        connection.execute(f"CREATE TABLE {name} PARTITION OF {parent} FOR VALUES {bounds}".encode())
-        if mark:
-            marks.write(connection, "public", name, parent=parent, lower=None, upper=None, role=role, state="attached")
+    def leaves(self, shard: str, parent: str) -> dict[str, str]:
+        """Names of the partitions with our mark, by what each is."""
+        rows = self.found.shard(shard).execute(
+            "SELECT role, min(name) FROM shardwright.partitions WHERE parent = %s AND state = 'attached' GROUP BY role",
+            (parent,),
+        )
+        return dict(rows.fetchall())
 
     def detached(self, shard: str, parent: str, name: str) -> None:
         """A table that was detached from `parent`, with our mark and an index of its own."""

@@ -22,7 +22,7 @@ op.create_time_partitioned(
     sa.Column('created_at', sa.DateTime(timezone=True), nullable=False),
     sa.PrimaryKeyConstraint('user_id', 'id', 'created_at'),
     declared=shardwright.sharded_by('user_id')
-    | shardwright.time_partitioned('created_at', every='1 month', keep='12 months'),
+    | shardwright.time_partitioned('created_at', every='1 month', keep='12 months', ahead=1, guards=False),
 )
 op.create_index('events_at', 'events', ['created_at'])"""
 PLAIN = "op.create_table('notes', sa.Column('id', sa.BigInteger(), primary_key=True))"
@@ -155,38 +155,42 @@ def test_what_is_managed_stays(project: Callable[..., Project]) -> None:
     made = project(1)
     made.revision("r1", EVENTS)
     made.run()
-    made.leaf("s1", "events", "events_p2026_11", "FROM ('2026-11-01') TO ('2026-12-01')")
-    made.leaf("s1", "events", '"events P"', "FROM ('2026-12-01') TO ('2027-01-01')", mark=False)
-    made.detached("s1", "events", "events_p2025_11")
-    made.found.shard("s1").execute("CREATE SCHEMA other; CREATE TABLE other.events_p2026_11 (id int)")
+    leaf = made.leaves("s1", "events")["window"]
+    made.detached("s1", "events", "events_old")
+    made.found.shard("s1").execute(f"CREATE SCHEMA other; CREATE TABLE other.{leaf} (id int)".encode())
     refused = {
-        "op.drop_table('events_p2026_11')": "drops public.events_p2026_11, a partition of events",
-        "op.drop_table('events_p2025_11')": "drops public.events_p2025_11, a partition of events",
+        f"op.drop_table('{leaf}')": f"drops public.{leaf}, a partition of events",
+        "op.drop_table('events_old')": "drops public.events_old, a partition of events",
         "op.drop_table('events')": r"drops public.events, which is registered \(partitioned by time\)",
-        "op.execute('drop /* no */ table if exists other.events_p2026_11, public.\"events_p2026_11\" cascade')": "drops",
-        "op.execute('ALTER TABLE events DETACH PARTITION events_p2026_11')": "detaches public.events_p2026_11",
-        "op.execute(\"DO $$ BEGIN EXECUTE 'DROP TABLE events' || '_p2026_11'; END $$\")": "drops or renames",
-        "op.execute(\"DO $$ BEGIN EXECUTE 'ALTER TABLE events DETACH ' || 'PARTITION events_p2026_11'; END $$\")": "detaches",
-        "op.rename_table('events_p2026_11', 'mine')": "drops or renames public.events_p2026_11",
+        f"op.execute('drop /* no */ table if exists other.{leaf}, public.\"{leaf}\" cascade')": f"drops public.{leaf}",
+        f"op.execute('ALTER TABLE events DETACH PARTITION {leaf}')": f"detaches public.{leaf}",
+        f"op.execute('DO $$ BEGIN EXECUTE concat(\\'DROP TAB\\', \\'LE {leaf}\\'); END $$')": f"or renames public.{leaf}",
+        f"op.execute('DO $$ BEGIN EXECUTE \\'ALTER TABLE events DETACH PARTITION {leaf}\\'; END $$')": "or detaches",
+        "op.execute('DO $$ BEGIN EXECUTE \\'DROP TABLE events CASCADE\\'; END $$')": "drops or renames",
+        f"op.rename_table('{leaf}', 'mine')": f"drops or renames public.{leaf}",
         "op.rename_table('events', 'mine')": "drops or renames public.events, which is registered",
-        "with op.get_context().autocommit_block():\n    op.drop_table('events_p2025_11')": "drops public.events_p2025_11",
+        "op.rename_table('events_old', 'x', schema='public')": "drops or renames public.events_old",
+        "op.execute('ALTER TABLE events_old SET SCHEMA other')": "drops or renames public.events_old",
     }
-    for body, said in refused.items():
-        last = made.last
-        made.revision(
-            "bad",
-            f"op.create_table('beside', sa.Column('id', sa.Integer()))\n"
-            f"op.execute(\"INSERT INTO beside SELECT 1 WHERE 'DROP TABLE events' = ''\")\n{body}"
-            if "block" not in body
-            else body,
-        )
+    beside = (
+        "op.create_table('beside', sa.Column('id', sa.Integer()))\n"
+        "op.execute(\"INSERT INTO beside SELECT 1 WHERE 'DROP TABLE events' = ''\") # which only mentions it\n"
+    )
+    outside = "with op.get_context().autocommit_block():\n    op.drop_table('events_old')"
+    for body, said in [
+        *((beside + body, said) for body, said in refused.items()),
+        (outside, "drops public.events_old"),
+    ]:
+        made.last = "r1"
+        made.revision("bad", body)
         with pytest.raises(errors.MigrationRefused, match=said):
             made.run()
-        made.last = last
         assert made.heads() == {"s1": ["r1"]}
         assert made.found.ask("s1", "SELECT to_regclass('beside')") is None
-    made.revision("bad", "op.execute('DROP TABLE other.events_p2026_11')\nop.execute('DROP TABLE \"events P\"')")
+    made.last = "r1"
+    made.revision("bad", f"op.execute('DROP TABLE other.{leaf}')")
     made.run()
+    assert made.found.ask("s1", f"SELECT to_regclass('{leaf}') IS NOT NULL AND to_regclass('events_old') IS NOT NULL")
 
 
 def test_nothing_runs_while_an_operation_or_a_job_is_live(project: Callable[..., Project]) -> None:

@@ -137,10 +137,13 @@ def _run(
             durable_change=bool(done.done),
             differences=drift,
         )
-    return Answer(done.to_json(), _shown(done), next_steps=_next(done))
+    code = done.windows.exit_code if done.windows is not None else 0
+    return Answer(done.to_json(), _shown(done), next_steps=_next(done), exit_code=code)
 
 
 def _shown(done: Run) -> list[Part]:
+    from shardwright.cli.table import windows_shown
+
     rows = [
         (name, ", ".join(one.heads) or "base", ", ".join(done.done.get(name, one.heads)) or "base",
          len(one.pending) if name in done.done else 0, done.seconds.get(name))
@@ -151,13 +154,14 @@ def _shown(done: Run) -> list[Part]:
         return [*shown, "shards are at different revisions: the catalog is told when all are at the same"]
     shown += [f"{name} is registered" for name in done.settled.registered]
     shown += [f"{name} has a new policy" for name in done.settled.policies]
+    if done.windows is not None:
+        shown += windows_shown(done.windows)
     return shown
 
 
 def _next(done: Run) -> list[str]:
-    told = done.settled
-    if told is not None and (told.registered or told.policies):
-        return ["shardwright partition apply", "shardwright migrate status"]
+    if done.windows is not None:
+        return ["shardwright partition tick" if done.windows.exit_code else "shardwright partition status"]
     return ["shardwright migrate status"]
 
 

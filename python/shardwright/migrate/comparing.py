@@ -14,7 +14,12 @@ from alembic.runtime.migration import MigrationContext
 
 from shardwright.migrate import declared, facts
 from shardwright.migrate.facts import Facts
-from shardwright.migrate.operations import ConvertToPartitioned, CreateTimePartitioned, SetPartitionPolicy
+from shardwright.migrate.operations import (
+    ConvertToPartitioned,
+    CreateTimePartitioned,
+    RegisterTable,
+    SetPartitionPolicy,
+)
 from shardwright.routing.tables import check_declared, declaration_of
 
 try:
@@ -72,14 +77,23 @@ def _compare_table(
 def _compare_schema(context: AutogenContext, upgrade: ops.UpgradeOps, _schemas: object) -> None:
     """New tables with a policy are created partitioned; conversions come first in the revision."""
     models = {(table.schema, table.name): table for table in context.sorted_tables}
-    for position, operation in enumerate(upgrade.ops):
+    created: list[ops.MigrateOperation] = []
+    for operation in upgrade.ops:
+        created.append(operation)
         if type(operation) is not ops.CreateTableOp:
             continue
         model = models[operation.schema, operation.table_name]
         declaration = declaration_of(model)
-        if declaration is not None and declaration.policy is not None:
-            check_declared(model, declaration)
-            upgrade.ops[position] = CreateTimePartitioned.from_table(model)
+        if declaration is None:
+            continue
+        check_declared(model, declaration)
+        if declaration.policy is not None:
+            created[-1] = CreateTimePartitioned.from_table(model)
+        else:
+            info = declared.entries(model.info)
+            operation.info = {key: value for key, value in operation.info.items() if key not in info}
+            created.append(RegisterTable(operation.table_name, info, schema=operation.schema))
+    upgrade.ops[:] = created
     conversions: list[ops.MigrateOperation] = []
     for operation in upgrade.ops:
         if isinstance(operation, ops.ModifyTableOps):

@@ -20,6 +20,8 @@ from shardwright.catalog.roster import Shard
 from shardwright.migrate import joining, one_shard, processes, scripts, settling
 from shardwright.migrate.one_shard import Order
 from shardwright.migrate.settling import Settled
+from shardwright.partition import registering
+from shardwright.partition.outcomes import Report
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     #: None where shards stand at different revisions.
     settled: Settled | None = None
+    #: What became of the windows of tables that are new or have a new policy.
+    windows: Report | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready value."""
@@ -65,6 +69,7 @@ class Run:
             "policies": list(told.policies) if told else [],
             "layouts": list(told.layouts) if told else [],
             "drift": list(told.drift) if told else [],
+            "windows": self.windows.to_json() if self.windows is not None else None,
         }
 
 
@@ -162,6 +167,9 @@ def run(
                 _check_canary(catalog, wave[0], turns)
         if len({result.done.get(name, one.heads) for name, one in before.items()}) == 1:
             result.settled = settling.settle(catalog)
+            changed = {*result.settled.registered, *result.settled.policies}
+            mine = [table for table in tables.list_tables(catalog) if table.name in changed]
+            result.windows = registering.first_windows(order.catalog_dsn, catalog, mine)
         return result
 
 

@@ -163,6 +163,40 @@ class ConvertToPartitioned(ops.MigrateOperation):
         return ("convert_to_partitioned", self.schema, self.table_name, policy_of(self.declared))
 
 
+@Operations.register_operation("register_table")
+class RegisterTable(ops.MigrateOperation):
+    """A table without a policy is registered once all shards have it: guarded, copied everywhere, as it is declared."""
+
+    def __init__(self, table_name: str, declared: Mapping[str, Any], *, schema: str | None = None) -> None:
+        self.table_name, self.schema, self.declared = table_name, schema, dict(declared)
+
+    @classmethod
+    def register_table(
+        cls, operations: Operations, table_name: str, declared: Mapping[str, Any], *, schema: str | None = None
+    ) -> None:
+        """Declare a table that was created before; called as ``op.register_table``.
+
+        Args:
+            operations: Alembic's, which ``op`` stands for.
+            table_name: the table.
+            declared: entries of ``Table.info``: ``shardwright.sharded_by("user_id")``.
+            schema: its schema; the connection's default unless given.
+        """
+        operations.invoke(cls(table_name, declared, schema=schema))
+
+    def reverse(self) -> ops.MigrateOperation:
+        """Nothing: what a table is goes with the table."""
+        return Nothing()
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        """As Alembic reports a difference."""
+        return ("register_table", self.schema, self.table_name, dict(self.declared))
+
+
+class Nothing(ops.MigrateOperation):
+    """What is not in a revision."""
+
+
 class StayPartitioned(ops.MigrateOperation):
     """What a downgrade does with a table that was converted: nothing."""
 
@@ -210,6 +244,12 @@ def _convert(operations: Operations, operation: ConvertToPartitioned) -> None:
         raise _not_by(operation.table_name, by, column)
     if by is not None and by[0] != "p":
         convert_here(operations, operation.schema, operation.table_name, operation.declared)
+    _declare(operations, operation.schema, operation.table_name, declared.entries(operation.declared))
+
+
+@Operations.implementation_for(RegisterTable)
+def _register(operations: Operations, operation: RegisterTable) -> None:
+    _partitioned_by(operations, operation.schema, operation.table_name)
     _declare(operations, operation.schema, operation.table_name, declared.entries(operation.declared))
 
 

@@ -15,6 +15,8 @@ from shardwright.migrate import declared
 from shardwright.migrate.operations import (
     ConvertToPartitioned,
     CreateTimePartitioned,
+    Nothing,
+    RegisterTable,
     SetPartitionPolicy,
     StayPartitioned,
 )
@@ -82,7 +84,19 @@ def _convert(context: AutogenContext, operation: ConvertToPartitioned) -> str:
     return _on_table(context, "convert_to_partitioned", operation)
 
 
-def _on_table(context: AutogenContext, what: str, operation: SetPartitionPolicy | ConvertToPartitioned) -> str:
+@renderers.dispatch_for(RegisterTable)
+def _register(context: AutogenContext, operation: RegisterTable) -> str:
+    return _on_table(context, "register_table", operation)
+
+
+@renderers.dispatch_for(Nothing)
+def _nothing(_context: AutogenContext, _operation: Nothing) -> list[str]:
+    return []
+
+
+def _on_table(
+    context: AutogenContext, what: str, operation: SetPartitionPolicy | ConvertToPartitioned | RegisterTable
+) -> str:
     schema = f", schema={operation.schema!r}" if operation.schema else ""
     called = f"{_prefix(context)}{what}({str(operation.table_name)!r}"
     return f"{called}, {declaring(declared.entries(operation.declared))}{schema})"

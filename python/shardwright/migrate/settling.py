@@ -19,6 +19,7 @@ from shardwright.catalog.sites import Site
 from shardwright.catalog.tables import RegisteredTable
 from shardwright.migrate import declared
 from shardwright.migrate.declared import Name
+from shardwright.partition import registering
 from shardwright.routing.policy import Policy
 
 
@@ -53,11 +54,11 @@ def settle(catalog: psycopg.Connection) -> Settled:
         wanted: list[adoption.Wanted] = []
         policies: list[tuple[Name, Policy]] = []
         for place, info in _agreed(said, known).items():
-            if place in known:
-                policies.append((place, _policy(place, info)))
-            else:
+            if place not in known:
                 wanted.append(_wanted(place, info, opened))
-        adopted = adoption.adopt(catalog, wanted) if wanted else []
+            elif "shardwright.partitioned" in info:
+                policies.append((place, Policy.from_json(info["shardwright.partitioned"])))
+        adopted = adoption.adopt(catalog, wanted, judge=registering.judge) if wanted else []
         changed = _set_policies(catalog, policies, known, opened)
         failpoints.reach("migrate.catalog_written")
         for name, site in opened.items():
@@ -89,16 +90,6 @@ def _agreed(
     return found
 
 
-def _policy(place: Name, info: Mapping[str, Any]) -> Policy:
-    fields = info.get("shardwright.partitioned")
-    if fields is None:
-        raise errors.BadDeclaration(
-            f"what migrations declared of {'.'.join(place)} has no policy",
-            fix="shardwright table register MODULE:METADATA",
-        )
-    return Policy.from_json(fields)
-
-
 def _wanted(place: Name, info: Mapping[str, Any], opened: Mapping[str, Site]) -> adoption.Wanted:
     for site in opened.values():
         layout = find_layout(site.connection, *place)
@@ -123,6 +114,8 @@ def _set_policies(
         table = replace(known[place], policy=policy)
         layouts = _layouts(table, opened)
         _check_fit(catalog, table, layouts, opened)
+        for layout in layouts.values():
+            registering.judge(layout, policy)
         if policy != known[place].policy:
             tables.record(catalog, replace(table, layout=next(iter(layouts.values()), table.layout)))
             changed.append(table.name)
