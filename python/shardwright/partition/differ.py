@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from shardwright.partition import calendar
-from shardwright.partition.declare import Declared, by_position, overlap, told
+from shardwright.partition.declare import Declared, by_position, covering, overlap, told, uncovered
 from shardwright.partition.plan import HUMAN, WARNING, Finding, Step
 from shardwright.partition.shapes import GuardRows, Leaf, Partition, PartitionedTable, TableShape
 
@@ -138,6 +138,8 @@ def _fits(work: _Work) -> bool:
 def _wanted(work: _Work, leaves: dict[str, Leaf]) -> list[Partition]:
     """The declared partitions that are to be attached, guards among them."""
     missing: list[Partition] = []
+    attached = [leaf for leaf in leaves.values() if leaf.attached and not _is_guard(leaf)]
+    covered = covering(leaf.span for leaf in attached)
     for one in work.declared.wanted:
         leaf = leaves.get(one.name)
         if leaf is not None and leaf.attached and not leaf.pending:
@@ -164,14 +166,16 @@ def _wanted(work: _Work, leaves: dict[str, Leaf]) -> list[Partition]:
             )
         elif one.is_guard:
             missing.append(one)
-        elif in_the_way := [
-            other.name
-            for other in leaves.values()
-            if other.attached and not _is_guard(other) and other.name != one.name and overlap(other.span, one.span)
-        ]:
+        elif leaf is not None and leaf.attached:
+            missing.append(one)  # pending: attached again after it was finalized
+        elif one.lower is None or one.upper is None or uncovered(one.lower, one.upper, covered) != [one.span]:
+            others = [other.name for other in attached if overlap(other.span, one.span)]
+            if not others:
+                missing.append(one)
+                continue
             work.say(
                 "in-the-way",
-                f"{one.name} cannot be attached: {', '.join(in_the_way)} covers a part of it",
+                f"{one.name} cannot be attached: {', '.join(others)} covers a part of it",
                 f"shardwright partition adopt {work.table.full_name}",
                 leaf=one.name,
             )
@@ -292,10 +296,10 @@ def _attach(work: _Work, missing: list[Partition], going: list[Step], leaves: di
     full = {role for role, guard in guards.items() if behind_guard[role] and _is_full(work, guard)}
     for role in full:
         behind_guard[role] = []
-    held_back = [one for one in windows if one not in plain and not any(one in some for some in behind_guard.values())]
+    can = {one.name for some in (plain, *behind_guard.values()) for one in some}
     for one in [*windows, *(one for one in missing if one.is_guard)]:
         leaf = leaves.get(one.name)
-        if one not in held_back and (leaf is None or not leaf.relkind):
+        if (one.is_guard or one.name in can) and (leaf is None or not leaf.relkind):
             work.step("create", one)
     for one in plain:
         work.step("attach", one)
