@@ -7,6 +7,7 @@ comes after a pause of random length.
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -21,6 +22,13 @@ _Result = TypeVar("_Result")
 _WRITERS = ("RowExclusiveLock", "ShareUpdateExclusiveLock", "ShareLock", "ShareRowExclusiveLock", "ExclusiveLock",
             "AccessExclusiveLock")  # fmt: skip
 _READERS = ("AccessShareLock", "RowShareLock")
+
+#: String and number literals; a string may be cut off at its end.
+_VALUES = re.compile(
+    r"""\$(\w*)\$.*?(?:\$\1\$|$) | [eE]'(?:[^'\\]|\\.|'')*(?:'|$) | '(?:[^']|'')*(?:'|$)
+    | (?<![\w$])\d+(?:\.\d+)?\b""",
+    re.DOTALL | re.VERBOSE,
+)
 
 
 def patiently(
@@ -87,7 +95,7 @@ def _blockers(
 ) -> tuple[list[str], bool]:
     rows = connection.execute(
         "SELECT DISTINCT l.pid, coalesce(a.application_name, ''), coalesce(a.backend_type, ''), coalesce(a.state, ''), "
-        "coalesce(extract(epoch FROM clock_timestamp() - a.xact_start), 0)::float8 "
+        "coalesce(extract(epoch FROM clock_timestamp() - a.xact_start), 0)::float8, coalesce(a.query, '') "
         "FROM pg_locks l JOIN pg_class c ON c.oid = l.relation JOIN pg_namespace n ON n.oid = c.relnamespace "
         "LEFT JOIN pg_stat_activity a USING (pid) "
         "WHERE l.locktype = 'relation' AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid() "
@@ -100,7 +108,15 @@ def _blockers(
         ),
     ).fetchall()
     said = [
-        f"pid {pid} ({application or kind}, {state or 'running'} for {age:.1f} s)" if pid else "a prepared transaction"
-        for pid, application, kind, state, age in rows
+        f"pid {pid} ({application or kind}, {state or 'running'} for {age:.1f} s){_query(query)}"
+        if pid
+        else "a prepared transaction"
+        for pid, application, kind, state, age, query in rows
     ]
-    return said, bool(rows) and all(kind == "autovacuum worker" for _, _, kind, _, _ in rows)
+    return said, bool(rows) and all(kind == "autovacuum worker" for _, _, kind, _, _, _ in rows)
+
+
+def _query(text: str) -> str:
+    """The beginning of a statement, its values left out: they are the application's."""
+    text = _VALUES.sub("?", " ".join(text[:2000].split()))
+    return f": {text[:80]}{'...' if len(text) > 80 else ''}" if text else ""
