@@ -71,8 +71,9 @@ CREATE TABLE shardwright.partitions (
     -- as in the catalog's windows
     span         int8range NOT NULL,
     role         text NOT NULL CHECK (role IN ('window', 'whole', 'before', 'after')),
-    -- made: not attached yet; attached; detached: out of the parent since detached_at; archived: verified copies exist
-    state        text NOT NULL CHECK (state IN ('made', 'attached', 'detached', 'archived')),
+    -- made: not attached yet; attached; detached: out of the parent since detached_at; archived: verified copies exist;
+    -- replaced: detached, its rows live on in the partitions that it was cut into
+    state        text NOT NULL CHECK (state IN ('made', 'attached', 'detached', 'archived', 'replaced')),
     detached_at  timestamptz,
     at           timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (schema_name, name)

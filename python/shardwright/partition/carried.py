@@ -77,6 +77,16 @@ def locks(table: OrdinaryTable) -> list[str]:
     return [f"LOCK TABLE ONLY {qualified(*name)} IN ACCESS EXCLUSIVE MODE" for name in names]
 
 
+def statements(table: OrdinaryTable, to: Conversion) -> list[str]:
+    """All statements of the transaction, after its locks.
+
+    Args:
+        table: the old table.
+        to: what it is turned into.
+    """
+    return [*before_attach(table, to), *attach(table, to), *after_attach(table, to)]
+
+
 def before_attach(table: OrdinaryTable, to: Conversion) -> list[str]:
     """From the old table to a new parent beside it, with everything that must be there before the old one is attached.
 

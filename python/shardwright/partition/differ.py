@@ -207,7 +207,7 @@ def _retired(work: _Work, leaves: dict[str, Leaf]) -> list[Step]:
         elif not leaf.relkind or leaf.state == "made":
             go("drop", leaf)
         elif is_due(work.table, leaf.detached_at or retired_at, work.now):
-            if leaf.state != "archived" and work.table.policy.archive is not None:
+            if leaf.state not in ("archived", "replaced") and work.table.policy.archive is not None:
                 go("archive", leaf)
             go("drop", leaf)
         if leaf.attached and not any(step.name == leaf.name for step in going):

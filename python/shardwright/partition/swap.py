@@ -172,7 +172,6 @@ def swap(
     to: Conversion,
     policy: Policy,
     *,
-    parent_made: Callable[[], None],
     done: Callable[[OrdinaryTable], None],
     patience: float,
 ) -> tuple[Held, OrdinaryTable]:
@@ -186,8 +185,7 @@ def swap(
         table: its name.
         to: what it is turned into; names of indexes are chosen here.
         policy: what it is partitioned by.
-        parent_made: called in the transaction once the parent is there and empty, for guards.
-        done: called in the transaction at its end with the table as it was, for marks.
+        done: called in the transaction at its end with the table as it was, for guards and marks.
         patience: seconds of tries for the locks.
 
     Returns:
@@ -214,9 +212,7 @@ def swap(
         if found:
             raise convertible.explain(now.name, connection.info.dbname, found)
         named = replace(to, renamed=carried.new_names(now, taken))
-        _run(connection, carried.before_attach(now, named))
-        parent_made()
-        _run(connection, [*carried.attach(now, named), *carried.after_attach(now, named)])
+        _run(connection, carried.statements(now, named))
         done(now)
         return now
 
