@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from psycopg import sql
 
-from shardwright.catalog import ddl, guards
+from shardwright.catalog import ddl, guards, locking
 from shardwright.partition import codecs
 from shardwright.partition.shapes import Partition
-from shardwright.partition.site import PartitionSite
+from shardwright.partition.site import LOCK_TIMEOUT_MS, PartitionSite
 
 #: The CHECK that lets PostgreSQL attach a table without reading it; it goes when the bounds say the same.
 BOUNDS_CHECK = "shardwright_bounds"
@@ -141,6 +142,39 @@ def attach(site: PartitionSite, one: Partition) -> None:
     site.connection.execute(
         sql.SQL("ALTER TABLE {} DROP CONSTRAINT IF EXISTS {}").format(leaf, sql.Identifier(BOUNDS_CHECK))
     )
+
+
+def drop_foreign_keys(site: PartitionSite, name: str) -> None:
+    """Take the foreign keys off a table that is no partition any more.
+
+    While it has them, rows of the tables that they point to cannot go, and its own drop would lock those tables for
+    longer. One at a time, each in its own short transaction: the table that is pointed to is locked too.
+
+    Args:
+        site: the table and shard.
+        name: of the table.
+
+    Raises:
+        LockTimeout: somebody uses it, or a table that a key points to.
+    """
+    keys = site.connection.execute(
+        "SELECT o.conname, tn.nspname, t.relname FROM pg_constraint o JOIN pg_class t ON t.oid = o.confrelid "
+        "JOIN pg_namespace tn ON tn.oid = t.relnamespace "
+        "WHERE o.conrelid = %s::regclass AND o.contype = 'f' AND o.conparentid = 0 ORDER BY 1",
+        (site.leaf(name).as_string(site.connection),),
+    ).fetchall()
+    for constraint, schema, table in keys:
+        statement = sql.SQL("ALTER TABLE {} DROP CONSTRAINT IF EXISTS {}").format(
+            site.leaf(name), sql.Identifier(constraint)
+        )
+        locking.patiently(
+            site.connection,
+            [(site.schema, name), (schema, table)],
+            partial(site.connection.execute, statement),
+            lock_timeout_ms=LOCK_TIMEOUT_MS,
+            patience=site.patience,
+            readers=True,
+        )
 
 
 def _replica_identity(site: PartitionSite, name: str, identity: str) -> None:

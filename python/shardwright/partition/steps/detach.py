@@ -3,6 +3,8 @@
 The first half of DETACH CONCURRENTLY commits before it waits for transactions that may still see the window. Where that
 wait is cut short the detach is pending, and is finalized in short tries; where those do not succeed either, the next run
 goes on. From the first half on the window's rows are out of sight.
+
+Its own foreign keys go with it: the rows that they point to may be those of a window that is to go next.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ def run(site: PartitionSite, step: Step) -> None:
         failpoints.reach("partition.detached")
     elif standing.state in ("detached", "archived"):
         return
+    leaves.drop_foreign_keys(site, step.name)
     marks.set_state(site.connection, site.schema, [step.name], "detached", detached_at=site.clock())
     failpoints.reach("partition.detach_marked")
 

@@ -34,15 +34,7 @@ def run(site: PartitionSite, step: Step) -> None:
         marks.forget(site.connection, site.schema, step.name)
         return
     _check(site, step, standing)
-    # One at a time, each in its own short transaction: it locks the table that is pointed to as well.
-    for constraint, schema, table in _foreign_keys(site, standing.relid):
-        site.patiently(
-            lambda constraint=constraint: site.connection.execute(  # type: ignore[misc]
-                sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}").format(site.leaf(step.name), sql.Identifier(constraint))
-            ),
-            also=[step.name, *([table] if schema == site.schema else [])],
-            readers=True,
-        )
+    leaves.drop_foreign_keys(site, step.name)
     failpoints.reach("partition.drop_prepared")
 
     unarchived: list[str] = []
@@ -98,6 +90,8 @@ def _unarchived(site: PartitionSite, step: Step, standing: leaves.Standing) -> l
         return []
     if standing.state == "made" and not probe.has_rows(site.connection, site.schema, step.name):
         return []  # was never attached
+    if standing.state == "replaced":
+        return []  # its rows live on in the partitions that it was cut into
     row = archives.find(site.catalog, site.table.id, site.shard.name, step.name)
     if row is None or (row.lower, row.upper) != (step.lower, step.upper):
         return ["has no verified archive"]
@@ -107,13 +101,3 @@ def _unarchived(site: PartitionSite, step: Step, standing: leaves.Standing) -> l
     made = Manifest.from_json(row.manifest)
     fits = made.holds_what(made.whose, columns, found.rows, found.checksum)
     return [] if fits else ["was changed since it was archived"]
-
-
-def _foreign_keys(site: PartitionSite, relid: int) -> list[tuple[str, str, str]]:
-    """Foreign keys of the table itself, and the tables that they point to."""
-    return site.connection.execute(
-        "SELECT o.conname, n.nspname, c.relname FROM pg_constraint o JOIN pg_class c ON c.oid = o.confrelid "
-        "JOIN pg_namespace n ON n.oid = c.relnamespace "
-        "WHERE o.conrelid = %s AND o.contype = 'f' AND o.conparentid = 0 ORDER BY 1",
-        (relid,),
-    ).fetchall()

@@ -33,4 +33,6 @@ def run(site: PartitionSite, step: Step) -> None:
         failpoints.reach("partition.finalizing")
 
     site.patiently(finalize, also=[step.name], readers=True)
+    if standing.marked:
+        leaves.drop_foreign_keys(site, step.name)
     failpoints.reach("partition.finalized")
