@@ -46,25 +46,25 @@ SELECT w.id, c.oid::int8, c.relkind, pg_get_partkeydef(c.oid), clock_timestamp()
   LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.name
 """
 
+# Partitions and marks are joined here and not by the server: of tables that were just made it knows so little that it
+# would look through all marks for each partition.
 _LEAVES = f"""
-SELECT w.id, c.relname, c.relkind, pg_get_expr(c.relpartbound, 0), coalesce(i.inhdetachpending, false),
-       c.relpages, c.reltuples::float8, p.role, p.state, p.detached_at, p.relid IS NOT NULL AND p.relid <> c.oid,
-       CASE WHEN p.role IN ('before', 'after') AND p.relid = c.oid THEN pg_relation_size(c.oid) ELSE 0 END
+SELECT w.id, c.oid::int8, c.relname, c.relkind, pg_get_expr(c.relpartbound, 0), coalesce(i.inhdetachpending, false),
+       c.relpages, c.reltuples::float8
   FROM {_WANTED}
   JOIN pg_namespace n ON n.nspname = w.schema JOIN pg_class t ON t.relnamespace = n.oid AND t.relname = w.name
   JOIN pg_inherits i ON i.inhparent = t.oid JOIN pg_class c ON c.oid = i.inhrelid
-  LEFT JOIN shardwright.partitions p ON p.schema_name = w.schema AND p.name = c.relname AND c.relnamespace = n.oid
 """
 
-# Marks whose table is not in the parent: made and not attached yet, detached, archived, or gone.
-_LOOSE = f"""
-SELECT w.id, p.name, c.relkind, lower(p.span), upper(p.span), p.role, p.state, p.detached_at, c.oid <> p.relid,
-       c.relpages, c.reltuples::float8
+# The table that has a mark's name now, if there is one, need not be the one that was marked.
+_MARKS = f"""
+SELECT w.id, p.name, p.relid::int8, c.oid::int8, c.relkind, lower(p.span), upper(p.span), p.role, p.state, p.detached_at,
+       c.relpages, c.reltuples::float8,
+       CASE WHEN p.role IN ('before', 'after') AND p.relid = c.oid THEN pg_relation_size(c.oid) ELSE 0 END
   FROM {_WANTED}
   JOIN shardwright.partitions p ON p.schema_name = w.schema AND p.parent = w.name
-  LEFT JOIN pg_namespace n ON n.nspname = w.schema LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = p.name
- WHERE NOT EXISTS (SELECT FROM pg_inherits i JOIN pg_class t ON t.oid = i.inhparent
-                    WHERE i.inhrelid = c.oid AND t.relname = w.name AND t.relnamespace = n.oid)
+  LEFT JOIN pg_namespace n ON n.nspname = w.schema
+  LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = p.name::name
 """
 
 # Names that a new partition cannot have; those of partitions and of their indexes are known or never wanted.
@@ -158,8 +158,8 @@ def _observe(name: str, tables: Sequence[PartitionedTable], connection: psycopg.
     with connection.pipeline(), connection.transaction():
         connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'".encode())
         clock = connection.execute("SELECT clock_timestamp(), pg_is_in_recovery()")
-        parents, leaves, loose, taken, keys = (
-            connection.execute(text.encode(), arguments) for text in (_PARENTS, _LEAVES, _LOOSE, _TAKEN, _FOREIGN_KEYS)
+        parents, leaves, marked, taken, keys = (
+            connection.execute(text.encode(), arguments) for text in (_PARENTS, _LEAVES, _MARKS, _TAKEN, _FOREIGN_KEYS)
         )
     row = clock.fetchone()
     assert row is not None
@@ -169,7 +169,7 @@ def _observe(name: str, tables: Sequence[PartitionedTable], connection: psycopg.
     if row[1]:
         raise errors.NotPrimary(f"shard {name} is a standby", fix="give the primary's address")
     by_id = {table.id: table for table in tables}
-    found_leaves, guards = _leaves(by_id, leaves.fetchall(), loose.fetchall())
+    found_leaves, guards = _leaves(by_id, leaves.fetchall(), marked.fetchall())
     names: dict[int, set[str]] = defaultdict(set)
     for table_id, relname in taken.fetchall():
         names[table_id].add(relname)
@@ -192,16 +192,20 @@ def _observe(name: str, tables: Sequence[PartitionedTable], connection: psycopg.
 
 
 def _leaves(
-    tables: Mapping[int, PartitionedTable], attached: Sequence[tuple[Any, ...]], loose: Sequence[tuple[Any, ...]]
+    tables: Mapping[int, PartitionedTable], attached: Sequence[tuple[Any, ...]], marked: Sequence[tuple[Any, ...]]
 ) -> tuple[dict[int, list[Leaf]], list[tuple[int, str]]]:
     """Leaves by table, and the guards that are not surely empty."""
     found: dict[int, list[Leaf]] = defaultdict(list)
     guards: list[tuple[int, str]] = []
-    for number, name, relkind, text, pending, pages, rows, role, state, at, stranger, size in attached:
+    marks = {(row[0], row[3]): row for row in marked if row[3] is not None}
+    oids = set()
+    for number, oid, name, relkind, text, pending, pages, rows in attached:
         table = tables[number]
+        oids.add((number, oid))
         default = text == "DEFAULT"
         lower, upper = (None, None) if default or text is None else _bounds(table, text)
-        ours = role is not None and not stranger
+        _, _, relid, _, _, _, _, role, state, at, _, _, size = marks.get((number, oid), (None,) * 13)
+        ours = relid == oid
         found[number].append(
             Leaf(
                 name,
@@ -214,14 +218,17 @@ def _leaves(
                 role if ours else "",
                 state if ours else "",
                 at,
-                stranger,
+                relid is not None and not ours,
                 pages,
                 rows,
             )
         )
         if size:
             guards.append((number, name))
-    for number, name, relkind, lower, upper, role, state, at, stranger, pages, rows in loose:
+    for number, name, relid, oid, relkind, lower, upper, role, state, at, pages, rows, _ in marked:
+        if (number, oid) in oids:
+            continue
+        # made and not attached yet, detached, archived, or gone
         found[number].append(
             Leaf(
                 name,
@@ -232,7 +239,7 @@ def _leaves(
                 role=role,
                 state=state,
                 detached_at=at,
-                stranger=bool(stranger),
+                stranger=oid is not None and oid != relid,
                 pages=pages or 0,
                 rows=-1 if rows is None else rows,
             )
