@@ -1,7 +1,8 @@
 """Two other managers of partitions behind one small face, for `bench_partitions`; neither is used anywhere else.
 
 pg_partman is an extension (Debian: postgresql-15-partman), pg-partsmith a package (PyPI). Both are called as their own
-documentation says, with their defaults; where a default of theirs matters, the class says so.
+documentation says, with their defaults; where a default of theirs matters, the class says so. Each run opens its own
+connections, as one that a scheduler starts does.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import subprocess
 import warnings
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, LiteralString, Protocol
 
 import psycopg
 
@@ -71,34 +72,43 @@ class Partman:
     """pg_partman 4.7: functions inside the database. Its sets have a DEFAULT partition."""
 
     def __init__(self, dsn: str) -> None:
-        self.connection = psycopg.connect(dsn, autocommit=True)
-        self.connection.execute("CREATE SCHEMA IF NOT EXISTS partman")
-        self.connection.execute("CREATE EXTENSION IF NOT EXISTS pg_partman SCHEMA partman")
-        row = self.connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'pg_partman'").fetchone()
+        self.dsn = dsn
+        self._ask("CREATE SCHEMA IF NOT EXISTS partman")
+        self._ask("CREATE EXTENSION IF NOT EXISTS pg_partman SCHEMA partman")
+        with psycopg.connect(dsn) as connection:
+            row = connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'pg_partman'").fetchone()
         self.name = f"pg_partman {row[0] if row else '?'}"
 
+    def _ask(self, statement: LiteralString, *values: Any) -> None:
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            connection.execute(statement, values)
+
     def create(self, table: str, *, ahead: int, behind: int) -> None:
-        self.connection.execute(
+        self._ask(
             "SELECT partman.create_parent(%s, 'created_at', 'native', 'monthly', p_premake := %s, p_jobmon := false, "
             "p_start_partition := (date_trunc('month', now()) - make_interval(months => %s))::text)",
-            (f"public.{table}", ahead, behind),
+            f"public.{table}",
+            ahead,
+            behind,
         )
         # without it, it goes by the newest row, and makes nothing for a table that has none
-        self.connection.execute(
+        self._ask(
             "UPDATE partman.part_config SET infinite_time_partitions = true, retention_keep_table = false "
             "WHERE parent_table = %s",
-            (f"public.{table}",),
+            f"public.{table}",
         )
 
     def wish(self, table: str, *, ahead: int | None = None, keep: int | None = None) -> None:
-        self.connection.execute(
+        self._ask(
             "UPDATE partman.part_config SET premake = coalesce(%s, premake), "
             "retention = coalesce(%s || ' months', retention) WHERE parent_table = %s",
-            (ahead, keep, f"public.{table}"),
+            ahead,
+            keep,
+            f"public.{table}",
         )
 
     def run(self, table: str) -> None:
-        self.connection.execute("SELECT partman.run_maintenance(%s, p_jobmon := false)", (f"public.{table}",))
+        self._ask("SELECT partman.run_maintenance(%s, p_jobmon := false)", f"public.{table}")
 
 
 class Partsmith:
@@ -113,7 +123,6 @@ class Partsmith:
         import sqlalchemy as sa
 
         self.name = f"pg-partsmith {__version__}"
-        # a pool, as its documentation shows: connections are not opened anew in each run
         self.engine = sa.create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(dsn))
         self.kit = PartitionToolkit.from_engine(self.engine)
         self.configs: dict[str, dict[str, int]] = {}
@@ -163,5 +172,6 @@ class Partsmith:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             result = self.kit.maintainer.run_maintenance(self._config(table))
+        self.engine.dispose()
         if result.issues:
             raise RuntimeError(f"{self.name}: {result.issues}")
