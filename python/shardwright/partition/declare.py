@@ -128,10 +128,18 @@ def _missing(
     covered = covering(spans)
     add: list[Partition] = []
     findings: list[Finding] = []
-    for window in calendar.wanted(policy, key, now, _since(table, windows, now, rows)):
-        if (window.lower, window.upper) in spans or calendar.expired(policy, key, window.upper, now):
+    since = _since(table, windows, now, rows)
+    begun = since is not None and since <= calendar.now_on_axis(policy, key, now)
+    for window in calendar.wanted(policy, key, now, since):
+        if (window.lower, window.upper) in spans:
             continue
-        pieces = uncovered(window.lower, window.upper, covered)
+        # Nothing is put before the oldest one, which need not begin where a window of the present policy does.
+        lower = max(window.lower, since) if begun and since is not None else window.lower
+        pieces = [
+            piece
+            for piece in uncovered(lower, window.upper, covered)
+            if not calendar.expired(policy, key, piece[1], now)
+        ]
         for lower, upper in pieces:
             name = names.leaf_name(table.name, calendar.label(policy, key, window), taken)
             taken.add(name)
@@ -222,9 +230,7 @@ def _gaps(
 ) -> list[Finding]:
     if not windows or windows[0].upper is None or windows[-1].lower is None:
         return []
-    holes = uncovered(
-        windows[0].upper, windows[-1].lower, covering([*(one.span for one in windows), *strangers])
-    )
+    holes = uncovered(windows[0].upper, windows[-1].lower, covering([*(one.span for one in windows), *strangers]))
     return [
         Finding(
             "gap",
