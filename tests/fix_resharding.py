@@ -3,25 +3,30 @@
 Fixtures:
     writers (function)  Writers on s1 and s2, plain psycopg clients
     small (function)   Small: catalog and shards s1, s2 (in the cluster) and s3 (added), rows in two tables
+    timely (function)  Small with a third table, `visits`, in windows of a week; its writers write that one too
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
 import pytest
+import sqlalchemy as sa
 
 from shardwright import engines
 from shardwright.catalog import adoption, maps, roster, shards
 from shardwright.catalog.adoption import Wanted
-from shardwright.routing.tables import Declaration, declaration_of, sharded_by
+from shardwright.partition.tick import tick
+from shardwright.routing.tables import Declaration, declaration_of, sharded_by, time_partitioned
 from shardwright.testing.clusters import make_ready
 
 ROWS = 4000
+WEEKS_AHEAD = 2
 
 
 @dataclass
@@ -30,6 +35,8 @@ class Small:
 
     catalog_dsn: str
     dsns: dict[str, str]
+    #: A moment in each window of `visits`, oldest first; all but the last WEEKS_AHEAD + 1 are over.
+    weeks: tuple[datetime, ...] = ()
 
     def catalog(self) -> psycopg.Connection:
         return engines.connect_catalog(self.catalog_dsn, "test")
@@ -81,10 +88,12 @@ class Small:
 class Writer(threading.Thread):
     """A plain psycopg client that inserts rows on one shard and remembers what was acknowledged and what refused."""
 
-    def __init__(self, dsn: str, keys: list[int], first: int) -> None:
+    def __init__(self, dsn: str, keys: list[int], first: int, weeks: Sequence[datetime] = ()) -> None:
         super().__init__(daemon=True)
-        self.dsn, self.keys, self.next = dsn, keys, first
+        self.dsn, self.keys, self.next, self.weeks = dsn, keys, first, weeks
         self.acknowledged: set[tuple[int, int]] = set()
+        #: Those of `visits`, with their time; every second row goes there, where there are windows.
+        self.visits: set[tuple[int, datetime, int]] = set()
         self.refused = 0
         self.stop = threading.Event()
 
@@ -94,8 +103,13 @@ class Writer(threading.Thread):
                 row = (self.keys[self.next % len(self.keys)], self.next)
                 self.next += 1
                 try:
-                    connection.execute("INSERT INTO orders VALUES (%s, %s, 'written')", row)
-                    self.acknowledged.add(row)
+                    if self.weeks and self.next % 2:
+                        visit = (row[0], self.weeks[self.next // 2 % len(self.weeks)], row[1])
+                        connection.execute("INSERT INTO visits VALUES (%s, %s, %s, 'written')", visit)
+                        self.visits.add(visit)
+                    else:
+                        connection.execute("INSERT INTO orders VALUES (%s, %s, 'written')", row)
+                        self.acknowledged.add(row)
                 except psycopg.DatabaseError as error:
                     if error.sqlstate != "SH001":
                         raise
@@ -106,6 +120,43 @@ class Writer(threading.Thread):
 def small(cluster_dsns: Callable[..., Any]) -> Small:
     dsns = cluster_dsns(3)
     return load_small(dsns.catalog, dsns.shards)
+
+
+@pytest.fixture
+def timely(small: Small) -> Small:
+    add_visits(small)
+    return small
+
+
+def add_visits(small: Small, weeks: int = 4, ahead: int = WEEKS_AHEAD, rows: int = ROWS) -> None:
+    """Give the cluster a table in windows of a week, `weeks` of which are over, and rows in each."""
+    now = datetime.now(UTC)
+    policy = {"every": "1 week", "ahead": weeks + ahead}
+    declared = declaration_of(
+        sa.Table("visits", sa.MetaData(), sa.Column("user_id", sa.BigInteger, primary_key=True),
+                 sa.Column("at", sa.DateTime(timezone=True), primary_key=True),
+                 sa.Column("n", sa.BigInteger, primary_key=True),
+                 info=sharded_by("user_id", keyspace="users") | time_partitioned("at", **policy))
+    )  # fmt: skip
+    assert declared is not None
+    with small.shard("s1") as connection:
+        connection.execute(
+            "CREATE TABLE visits (user_id bigint, at timestamptz, n bigint, note text, PRIMARY KEY (user_id, at, n)) "
+            "PARTITION BY RANGE (at)"
+        )
+        connection.execute("CREATE INDEX visits_at ON visits (at)")
+    with small.catalog() as catalog:
+        adoption.adopt(catalog, [Wanted("public", "visits", declared)])
+        shard_map = maps.load_map(catalog)
+    report = tick(small.catalog_dsn, now=now - timedelta(weeks=weeks))
+    assert report.exit_code == 0, report.to_json()
+    small.weeks = tuple(now + timedelta(weeks=week) for week in range(-weeks, ahead + 1))
+    for name in ("s1", "s2"):
+        with small.shard(name) as connection, connection.cursor() as cursor:
+            mine = [key for key in range(rows) if shard_map.route("users", key % ROWS).shard == name]
+            with cursor.copy("COPY visits FROM STDIN") as copy:
+                for key in mine:
+                    copy.write_row((key % ROWS, small.weeks[key % len(small.weeks)], key // ROWS, f"visit {key}"))
 
 
 def load_small(catalog_dsn: str, dsns: dict[str, str]) -> Small:
@@ -147,7 +198,12 @@ def writers(small: Small) -> Iterator[list[Writer]]:
     with small.catalog() as catalog:
         shard_map = maps.load_map(catalog)
     made = [
-        Writer(small.dsns[name], [k for k in range(ROWS) if shard_map.route("users", k).shard == name], 10**6 * (i + 1))
+        Writer(
+            small.dsns[name],
+            [k for k in range(ROWS) if shard_map.route("users", k).shard == name],
+            10**6 * (i + 1),
+            small.weeks,
+        )
         for i, name in enumerate(("s1", "s2"))
     ]
     for writer in made:
@@ -170,12 +226,17 @@ def check_exact(small: Small, writers: list[Writer]) -> None:
     assert len(rows) == len(set(rows)), "a row is on two shards"
     assert wanted - set(rows) == set(), "acknowledged rows are lost"
     assert set(rows) - wanted == set(), "rows came out of nowhere"
+    if small.weeks:
+        visits = [row[:3] for row in small.rows("visits")]
+        promised = {(key, small.weeks[key % len(small.weeks)], 0) for key in range(ROWS)}
+        promised |= writers[0].visits | writers[1].visits
+        assert len(visits) == len(set(visits)), "a visit is on two shards"
+        assert promised - set(visits) == set(), "acknowledged visits are lost"
+        assert set(visits) - promised == set(), "visits came out of nowhere"
     assert small.leftovers() == {}
 
 
 def _declared() -> dict[str, Any]:
-    import sqlalchemy as sa
-
     table = sa.Table("orders", sa.MetaData(), sa.Column("user_id", sa.BigInteger, primary_key=True),
                      info=sharded_by("user_id", keyspace="users"))  # fmt: skip
     found = declaration_of(table)

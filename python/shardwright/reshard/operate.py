@@ -12,6 +12,7 @@ from shardwright import engines, errors
 from shardwright.catalog import maps, operations, roster, tables
 from shardwright.catalog.operations import NewMove
 from shardwright.reshard import parts, preflight, runner, status, streams
+from shardwright.reshard.parts import Part
 from shardwright.reshard.phases import TERMINAL, Event, Goal, Phase, allowed_goals, next_event, reached
 from shardwright.reshard.plan import BATCH_SHARES, Plan, PlannedMove, make_plan
 from shardwright.reshard.status import Status
@@ -103,14 +104,14 @@ def _estimate(
     ).fetchone()
     if row is None or not some:
         return 0, 0
-    tuples = _planned_rows(connection, table, "true")
+    tuples = _planned_rows(connection, some, "true")
     keyspace = shard_map.keyspace(move.keyspace)
     if keyspace.strategy == "hash":
         moving = move.points.count() or 0
         owned = shard_map.owned(move.keyspace, move.source).count() or 1
         share = moving / owned
     else:
-        share = min(1.0, _planned_rows(connection, table, _within(table, move.points)) / max(1.0, tuples))
+        share = min(1.0, _planned_rows(connection, some, _within(table, move.points)) / max(1.0, tuples))
     return round(tuples * share), round(row[0] * share)
 
 
@@ -124,10 +125,22 @@ def _within(table: tables.RegisteredTable, points: Multirange) -> str:
     return " OR ".join(f"({bound})" for bound in bounds)
 
 
-def _planned_rows(connection: psycopg.Connection, table: tables.RegisteredTable, where: str) -> float:
-    name = f"{quote_identifier(table.schema_name)}.{quote_identifier(table.table_name)}"
-    row = connection.execute(f"EXPLAIN (FORMAT json) SELECT FROM {name} WHERE {where}".encode()).fetchone()
-    return float(row[0][0]["Plan"]["Plan Rows"]) if row is not None else 0.0
+def _planned_rows(connection: psycopg.Connection, some: Sequence[Part], where: str) -> float:
+    rows = 0.0
+    never = connection.execute(
+        "SELECT oid::int8 FROM pg_class WHERE oid = ANY(%s::oid[]) AND reltuples < 0", ([part.relid for part in some],)
+    ).fetchall()
+    unknown = {row[0] for row in never}
+    for part, pages in zip(some, parts.pages_of(connection, some), strict=True):
+        if pages == 0:
+            continue
+        found = connection.execute(f"EXPLAIN (FORMAT json) SELECT FROM ONLY {part.qualified} WHERE {where}".encode())
+        row = found.fetchone()
+        assert row is not None
+        # the planner takes a small table that was never analyzed for one of ten pages, and of leaves there may be thousands
+        share = min(1.0, pages / 10) if part.relid in unknown else 1.0
+        rows += float(row[0][0]["Plan"]["Plan Rows"]) * share
+    return rows
 
 
 def start(catalog: psycopg.Connection, made: Plan, settings: Mapping[str, Any] | None = None) -> int:

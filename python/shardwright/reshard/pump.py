@@ -251,14 +251,15 @@ class _Worker:
         source, target = self._source(chunk.move), self._target(chunk.move.target)
         if chunk.table.table_id not in self.hashes:
             self.hashes[chunk.table.table_id] = hashing.of_rows(source, chunk.table).row
-        question = (
-            f"SELECT count(*), coalesce(sum({self.hashes[chunk.table.table_id]}), 0) "
-            f"FROM ONLY {{}} WHERE {_moving_sql(chunk)}"
-        )
+        hashed = self.hashes[chunk.table.table_id]
+
+        def question(part: str) -> bytes:
+            return f"SELECT count(*), coalesce(sum({hashed}), 0) FROM ONLY {part} WHERE {_moving_sql(chunk)}".encode()
+
         with self._snapshot(chunk.move):
-            here = source.execute(question.format(chunk.part.qualified).encode()).fetchone()
+            here = source.execute(question(chunk.part.qualified)).fetchone()
             parts.check_same(source, [chunk.part], chunk.move.source)
-        there = target.execute(question.format(chunk.into).encode()).fetchone()
+        there = target.execute(question(chunk.into)).fetchone()
         name = f"{chunk.table.schema_name}.{chunk.table.table_name}"
         if here is None or here != there:
             raise errors.VerificationDiffers(
