@@ -77,6 +77,8 @@ class Judge:
         self.rows: Counter[Window] = Counter()
         #: The partition of each window that was ever seen.
         self.names: dict[Window, str] = {}
+        #: When each of those that are over was first not seen in the table: its grace begins.
+        self._left: dict[Window, datetime] = {}
 
     def wrote(self, moment: datetime, rows: int = 1) -> None:
         """Rows were acknowledged."""
@@ -131,18 +133,18 @@ class Judge:
     def _look_beside(self, now: datetime, seen: Seen, where: str) -> None:
         """What is over stays beside the table for the grace, to the microsecond, and then goes."""
         for window, name in list(self.names.items()):
-            over = self._promise.over(window)
-            if now < over:
+            if now < self._promise.over(window):
                 continue
+            ends = self._left.setdefault(window, now) + self._grace
             gone = name not in seen.tables
-            if gone and now < over + self._grace:
+            if gone and now < ends:
                 self._tally.dropped_early += 1
-                self._tally.say(f"{where}: {name} is gone before {over + self._grace}, when its grace ends")
-            elif not gone and now >= over + self._grace:
+                self._tally.say(f"{where}: {name} is gone before {ends}, when its grace ends")
+            elif not gone and now >= ends:
                 self._tally.dropped_late += 1
-                self._tally.say(f"{where}: {name} is still there; its grace ended {over + self._grace}")
+                self._tally.say(f"{where}: {name} is still there; its grace ended {ends}")
             if gone:
-                del self.names[window]
+                del self.names[window], self._left[window]
 
     def _lost(self, window: Window, rows: int) -> None:
         self._tally.rows_lost += rows
