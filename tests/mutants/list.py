@@ -41,6 +41,18 @@ MUTANTS = (
         ("tests/integration/test_reshard.py", "-k", "pg18 and under_load"),
     ),
     Mutant(
+        "writers of a leaf do not lock its table",
+        "writes to a partition that are in flight at the fence are lost",
+        "routing/predicates.py",
+        (
+            (
+                "THEN LOCK TABLE ONLY {table.qualified} IN ROW EXCLUSIVE MODE; RETURN NULL; END IF;",
+                "THEN RETURN NULL; END IF;",
+            ),
+        ),
+        ("tests/integration/test_reshard_partitioned.py", "-k", "pg18 and leaf_itself"),
+    ),
+    Mutant(
         "verification by counts only",
         "rows that differ are certified as equal",
         "reshard/compare.py",
