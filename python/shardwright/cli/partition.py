@@ -23,7 +23,10 @@ from shardwright.partition.shapes import Partition
 from shardwright.partition.site import PATIENCE
 
 #: Verbs of this group that have a file of their own, and what the group's help says of them.
-VERBS: dict[str, str] = {}
+VERBS: dict[str, str] = {
+    "restore": "Bring archived windows back: loaded, compared with their archives, attached again.",
+    "archives": "List the windows of a table that were archived.",
+}
 
 app = App(name="partition", help="Keep the time partitions of every shard in step with their policies.")
 for _verb, _help in VERBS.items():

@@ -37,9 +37,6 @@ _log = logging.getLogger(__name__)
 #: Bytes of CSV that one row group is made from; a row that is longer has one of its own.
 BLOCK_BYTES = 16 * 1024 * 1024
 
-#: Settings that an archive's text forms depend on, besides those that `engines` pins.
-_SETTINGS = "SELECT set_config('client_encoding', 'UTF8', false), set_config('lc_monetary', 'C', false)"
-
 
 @dataclass(frozen=True)
 class Archived:
@@ -48,6 +45,15 @@ class Archived:
     manifest: Manifest
     #: False where a valid archive of these very rows was there already.
     written: bool
+
+
+def prepare(connection: psycopg.Connection) -> None:
+    """Give a connection the settings that text forms in archives depend on, besides those that `engines` pins.
+
+    Args:
+        connection: to a shard.
+    """
+    connection.execute("SELECT set_config('client_encoding', 'UTF8', false), set_config('lc_monetary', 'C', false)")
 
 
 def parquet_module() -> ModuleType:
@@ -86,7 +92,7 @@ def archive(
         MissingExtra: pyarrow is not installed.
     """
     parquet_module()
-    connection.execute(_SETTINGS)
+    prepare(connection)
     qualified = sql.Identifier(whose.schema, whose.partition).as_string(connection)
     with _snapshot(connection):
         found = archived_columns.survey(connection, qualified, archived_columns.columns_of(connection, qualified))
@@ -235,7 +241,7 @@ def verify(
         ArchiveUnusable: the file cannot be read, or is not the one that was written.
         ArchiveDiffers: its rows are not those that the manifest tells of.
     """
-    connection.execute(_SETTINGS)
+    prepare(connection)
     check_file(made, store)
     in_file = archived_columns.stored(made.columns)
     types = sql.SQL(", ").join(

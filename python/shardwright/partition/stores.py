@@ -42,7 +42,7 @@ class Store(Protocol):
         ...
 
     def names(self, directory: str) -> list[str]:
-        """Names of the files in a directory; none where it does not exist."""
+        """Names of files and directories in a directory; none where it does not exist."""
         ...
 
     def remove(self, path: str) -> None:
@@ -293,7 +293,7 @@ class RemoteStore:
     def names(self, directory: str) -> list[str]:
         """As `Store.names`."""
         selector = _arrow_fs().FileSelector(self._path(directory), allow_not_found=True)
-        return sorted(found.base_name for found in self._filesystem.get_file_info(selector) if found.is_file)
+        return sorted(found.base_name for found in self._filesystem.get_file_info(selector))
 
     def remove(self, path: str) -> None:
         """As `Store.remove`."""
