@@ -20,7 +20,7 @@ import psycopg
 from shardwright import engines
 from shardwright.catalog import adoption, maps, roster, shards
 from shardwright.catalog.adoption import Wanted
-from shardwright.reshard import operate, pump
+from shardwright.reshard import operate, piping
 from shardwright.routing.predicates import owned_sql
 from shardwright.routing.tables import Declaration
 from shardwright.servers import LocalCluster, find_binaries
@@ -66,7 +66,7 @@ def copy_rates(cluster: LocalCluster, shard_map: Any, rows: int) -> dict[str, fl
 
     def by_us() -> None:
         with psycopg.connect(source_dsn) as source, psycopg.connect(target_dsn) as target:
-            copied, _ = pump.pipe(source, copy_out, target, copy_in)
+            copied, _ = piping.pipe(source, copy_out, target, copy_in)
             assert copied == rows
 
     times: dict[str, list[float]] = {"psql": [], "ours": []}

@@ -1,4 +1,7 @@
-"""kill -9 of the worker at every failpoint: `resume` ends with an exact cluster, `abort` with an untouched one."""
+"""kill -9 of the worker at every failpoint: `resume` ends with an exact cluster, `abort` with an untouched one.
+
+One of the cluster's tables is in windows of time.
+"""
 
 from __future__ import annotations
 
@@ -30,32 +33,32 @@ def _start(small: Small, failpoint: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("failpoint", OF_OPERATIONS)
-def test_resume_after_a_crash(small: Small, writers: list[Writer], workers: Workers, failpoint: str) -> None:
-    operation, goal = _start(small, failpoint)
-    workers.crash_at(small.catalog_dsn, operation, goal, failpoint)
-    reached = operate.drive(small.catalog_dsn, operation, goal, take_over=True)
+def test_resume_after_a_crash(timely: Small, writers: list[Writer], workers: Workers, failpoint: str) -> None:
+    operation, goal = _start(timely, failpoint)
+    workers.crash_at(timely.catalog_dsn, operation, goal, failpoint)
+    reached = operate.drive(timely.catalog_dsn, operation, goal, take_over=True)
     assert reached.phase == goal
     assert reached.resumed >= 1
     if goal in ("switched", "reverted"):
-        operate.drive(small.catalog_dsn, operation, "done")
-    check_exact(small, writers)
-    with small.catalog() as catalog:
+        operate.drive(timely.catalog_dsn, operation, "done")
+    check_exact(timely, writers)
+    with timely.catalog() as catalog:
         moved = maps.load_map(catalog).owned("users", "s3").count()
     assert moved == (0 if goal == "aborted" else 1365)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("failpoint", [name for name in OF_OPERATIONS if not name.startswith(("abort", "clean_up"))])
-def test_abort_after_a_crash(small: Small, writers: list[Writer], workers: Workers, failpoint: str) -> None:
-    operation, goal = _start(small, failpoint)
-    workers.crash_at(small.catalog_dsn, operation, goal, failpoint)
-    with small.catalog() as catalog:
+def test_abort_after_a_crash(timely: Small, writers: list[Writer], workers: Workers, failpoint: str) -> None:
+    operation, goal = _start(timely, failpoint)
+    workers.crash_at(timely.catalog_dsn, operation, goal, failpoint)
+    with timely.catalog() as catalog:
         phase = operations.get(catalog, operation).phase
     if phase == "switched":
-        operate.drive(small.catalog_dsn, operation, "reverted", take_over=True)
-    assert operate.drive(small.catalog_dsn, operation, "aborted", take_over=True).phase == "aborted"
-    check_exact(small, writers)
-    with small.catalog() as catalog:
+        operate.drive(timely.catalog_dsn, operation, "reverted", take_over=True)
+    assert operate.drive(timely.catalog_dsn, operation, "aborted", take_over=True).phase == "aborted"
+    check_exact(timely, writers)
+    with timely.catalog() as catalog:
         assert maps.load_map(catalog).owned("users", "s3").count() == 0
 
 
