@@ -95,7 +95,7 @@ def _blockers(
 ) -> tuple[list[str], bool]:
     rows = connection.execute(
         "SELECT DISTINCT l.pid, coalesce(a.application_name, ''), coalesce(a.backend_type, ''), coalesce(a.state, ''), "
-        "coalesce(extract(epoch FROM clock_timestamp() - a.xact_start), 0)::float8, coalesce(a.query, '') "
+        "coalesce(extract(epoch FROM statement_timestamp() - a.xact_start), 0)::float8, coalesce(a.query, '') "
         "FROM pg_locks l JOIN pg_class c ON c.oid = l.relation JOIN pg_namespace n ON n.oid = c.relnamespace "
         "LEFT JOIN pg_stat_activity a USING (pid) "
         "WHERE l.locktype = 'relation' AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid() "

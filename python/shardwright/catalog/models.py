@@ -122,7 +122,9 @@ def _partitioned(some: Sequence[Table]) -> Iterator[None]:
             options = table.dialect_options["postgresql"]
             if declaration is not None and declaration.policy is not None and options.get("partition_by") is None:
                 changed.append(options)
-                options["partition_by"] = f"RANGE ({quote_identifier(declaration.policy.column)})"
+                # the driver takes a single % for a placeholder
+                column = quote_identifier(declaration.policy.column).replace("%", "%%")
+                options["partition_by"] = f"RANGE ({column})"
         yield
     finally:
         for options in changed:

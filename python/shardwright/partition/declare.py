@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,6 +16,9 @@ from shardwright.partition.shapes import GuardRows, Partition, PartitionedTable
 
 #: Windows that one plan makes of one table. More are made in the next ones.
 MOST_AT_ONCE = 1_000
+
+#: Windows that are made for rows before the first one. A row that is further back is a mistake, as a rule.
+MOST_BACK = 100
 
 _FIRST, _LAST = -(1 << 63), 1 << 63
 
@@ -178,7 +182,10 @@ def _since(
             window = calendar.window_at(table.policy, table.key, guard.least)
         except errors.BadOption:  # beyond the calendar
             continue
-        if not calendar.expired(table.policy, table.key, window.upper, now):
+        until = first if first is not None else calendar.now_on_axis(table.policy, table.key, now)
+        back = calendar.windows(table.policy, table.key, window.lower, until)
+        few = sum(1 for _ in itertools.islice(back, MOST_BACK + 1)) <= MOST_BACK
+        if few and not calendar.expired(table.policy, table.key, window.upper, now):
             found.append(window.lower)
     oldest = min(found, default=None)
     if first is not None and oldest is not None and oldest < first:

@@ -220,7 +220,8 @@ def changes(before: Plan, after: Plan) -> list[str]:
         return found
 
     old, new = told(before), told(after)
-    return [f"no more: {line}" for line in sorted(old - new)] + [f"new: {line}" for line in sorted(new - old)]
+    said = [f"no more: {line}" for line in sorted(old - new)] + [f"new: {line}" for line in sorted(new - old)]
+    return sorted(said, key=lambda line: " on " in line)  # causes before the steps that follow from them
 
 
 def _plain(value: Any) -> Any:

@@ -107,7 +107,9 @@ def _move_rows(site: PartitionSite, guard: str, windows: Sequence[Partition]) ->
     """Move the rows of windows out of a guard that is detached at this moment."""
     name = site.leaf(guard)
     row = site.connection.execute(
-        sql.SQL("SELECT count(*) FROM (SELECT FROM ONLY {} LIMIT {}) AS found").format(name, sql.Literal(MOST_MOVED + 1))
+        sql.SQL("SELECT count(*) FROM (SELECT FROM ONLY {} LIMIT {}) AS found").format(
+            name, sql.Literal(MOST_MOVED + 1)
+        )
     ).fetchone()
     assert row is not None
     if not row[0]:
