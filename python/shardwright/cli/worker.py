@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -15,25 +16,38 @@ from shardwright.cli.reshard_drive import Interrupts
 
 app = App(
     name="worker",
-    help="Run operations until told to stop.",
+    help="Run operations, and keep partitions in step, until told to stop.",
     help_epilogue="Example:\n\n    shardwright worker\n\n    shardwright worker --once --json",
 )
 
 
 @app.default
 def worker(
-    *, once: Annotated[bool, Parameter(negative=())] = False, poll: float = 1.0, common: Common = DEFAULTS
+    *,
+    once: Annotated[bool, Parameter(negative=())] = False,
+    poll: float = 1.0,
+    schedule: str = "0 * * * *",
+    no_partitions: Annotated[bool, Parameter(name="--no-partitions", negative=())] = False,
+    common: Common = DEFAULTS,
 ) -> int:
     """Bring operations that nobody works on to their goals, one after the other. SIGTERM and Ctrl-C end it gracefully.
+
+    Beside that it keeps time partitions in step with their policies, as `shardwright partition tick` does: when it starts,
+    and then by its schedule.
 
     Any number of workers may run, on any hosts. One line is written for each event; with --json each is one of JSON.
 
     Args:
-        once: end when there is nothing to do; the exit code is that of the last operation that failed.
+        once: end when there is nothing to do; the exit code is that of the last operation that failed, or of the tick.
         poll: seconds between two looks for work.
+        schedule: when partitions are looked after: a cron expression in UTC; each tick begins up to a minute later.
+        no_partitions: leave partitions alone.
     """
     if not 0 < poll <= 3600:
         raise errors.BadOption(f"--poll {poll}: between 0 and 3600 seconds", fix="shardwright worker --help")
+    from shardwright.cli.worker_ticks import Schedule, Ticks, run
+
+    when = Schedule(schedule)
     with common.connect():
         pass  # a wrong catalog ends the program here; one that goes away later is waited for
     from shardwright.reshard import work
@@ -46,8 +60,15 @@ def worker(
     try:
         with Interrupts() as interrupts:
             events.info("looks for work")
-            failed = work.work(common.dsn(), once=once, poll=poll, on_event=events.info, on_progress=interrupts.check)
-            return failed.exit_code if failed is not None else 0
+            kept = 0
+            if once and not no_partitions:
+                kept = run(common.dsn(), events.info, interrupts.check)
+            ticks = Ticks(common.dsn(), when, events.info) if not once and not no_partitions else nullcontext()
+            with ticks:
+                failed = work.work(
+                    common.dsn(), once=once, poll=poll, on_event=events.info, on_progress=interrupts.check
+                )
+            return failed.exit_code if failed is not None else kept
     except (errors.Interrupted, KeyboardInterrupt):
         return 0
     finally:
