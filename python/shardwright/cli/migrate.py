@@ -173,7 +173,8 @@ def status(*, config: Config = Path("alembic.ini"), common: Common = DEFAULTS) -
     from shardwright.migrate.one_shard import Order
 
     with common.connect() as catalog, ExitStack() as stack:
-        found = fleet.standings(catalog, Order("upgrade", "heads", config, common.dsn()))
+        order = Order("upgrade", "heads", config, common.dsn())
+        found = fleet.standings(order, fleet.heads_of(catalog, order))
         opened = sites.open_sites(stack, roster.list_shards(catalog))
         drift = settling.drift(catalog, opened)
     rows = [(name, ", ".join(one.heads) or "base", _state(one)) for name, one in found.items()]

@@ -6,7 +6,7 @@ connection. Several shards at once are several processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -15,7 +15,7 @@ import psycopg
 from alembic.script import ScriptDirectory
 
 from shardwright import errors, failpoints
-from shardwright.catalog import roster, tables
+from shardwright.catalog import roster, tables, windows
 from shardwright.catalog.roster import Shard
 from shardwright.migrate import joining, one_shard, processes, scripts, settling
 from shardwright.migrate.one_shard import Order
@@ -73,23 +73,33 @@ class Run:
         }
 
 
-def standings(catalog: psycopg.Connection, order: Order) -> dict[str, Standing]:
-    """Where every shard stands, by name.
+def heads_of(catalog: psycopg.Connection, order: Order) -> dict[str, tuple[str, ...]]:
+    """The revisions that every shard is at, by name.
 
     Args:
         catalog: connection to the catalog.
-        order: with the target.
+        order: whose configuration counts.
 
     Raises:
-        BadOption: there is no such target, or no configuration.
+        BadOption: there is no configuration, or it is wrong.
         CannotConnect, PasswordMissing, NotPrimary: a shard cannot be asked.
+    """
+    return {shard.name: one_shard.heads(shard, order.config) for shard in roster.list_shards(catalog)}
+
+
+def standings(order: Order, heads: Mapping[str, tuple[str, ...]]) -> dict[str, Standing]:
+    """Where every shard stands on its way to a target, by name.
+
+    Args:
+        order: with the target.
+        heads: the revisions that each is at.
+
+    Raises:
+        BadOption: there is no such target.
     """
     known = ScriptDirectory.from_config(scripts.configuration(order.config))
     scripts.target_of(known, order.target)
-    found = {}
-    for shard in roster.list_shards(catalog):
-        found[shard.name] = _standing(known, order, shard.name, one_shard.heads(shard, order.config))
-    return found
+    return {name: _standing(known, order, name, found) for name, found in heads.items()}
 
 
 def _standing(known: ScriptDirectory, order: Order, shard: str, heads: tuple[str, ...]) -> Standing:
@@ -141,9 +151,11 @@ def run(
             raise errors.UnknownShard("the cluster has no shard yet", fix="shardwright shard add NAME DSN")
         registered = tables.list_tables(catalog)
         first = roster.get_shard(catalog, canary).name if canary else None
+        heads = heads_of(catalog, order)
+        standings(order, heads)  # a wrong target is refused before anything is done
         if order.verb == "upgrade":
-            joining.stamp_newcomers(catalog, order, on_event)
-        before = standings(catalog, order)
+            joining.stamp_newcomers(catalog, order, heads, on_event)
+        before = standings(order, heads)
         _refuse_unknown(before)
         result = Run(order.target, before)
         turns = [shard for shard in _turns(shards, registered, first) if before[shard.name].pending]
@@ -168,7 +180,9 @@ def run(
         if len({result.done.get(name, one.heads) for name, one in before.items()}) == 1:
             result.settled = settling.settle(catalog)
             changed = {*result.settled.registered, *result.settled.policies}
-            mine = [table for table in tables.list_tables(catalog) if table.name in changed]
+            # Those without windows are of a run that ended between registering them and making windows.
+            kept = {window.table_id for window in windows.list_windows(catalog)}
+            mine = [one for one in tables.list_tables(catalog) if one.name in changed or one.id not in kept]
             result.windows = registering.first_windows(order.catalog_dsn, catalog, mine)
         return result
 

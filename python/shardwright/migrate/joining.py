@@ -25,7 +25,9 @@ SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.rel
 """
 
 
-def stamp_newcomers(catalog: psycopg.Connection, order: Order, on_event: Callable[[str], None]) -> None:
+def stamp_newcomers(
+    catalog: psycopg.Connection, order: Order, heads: dict[str, tuple[str, ...]], on_event: Callable[[str], None]
+) -> None:
     """Give a shard without revisions those of the others, where it has the same tables as they have.
 
     An empty shard is left alone: every revision runs there.
@@ -33,15 +35,15 @@ def stamp_newcomers(catalog: psycopg.Connection, order: Order, on_event: Callabl
     Args:
         catalog: connection to the catalog.
         order: whose configuration counts.
+        heads: the revisions of every shard; brought up to date.
         on_event: told of each.
 
     Raises:
         MigrationRefused: it has some of the tables and not others, or different ones.
     """
     shards = roster.list_shards(catalog)
-    heads = {shard.name: one_shard.heads(shard, order.config) for shard in shards}
     settled = {found for found in heads.values() if found}
-    if not settled:
+    if not settled or all(heads.values()):
         return
     there = {shard.name: _tables(shard) for shard in shards}
     for shard in shards:
@@ -58,7 +60,7 @@ def stamp_newcomers(catalog: psycopg.Connection, order: Order, on_event: Callabl
                 shard=shard.name,
             )
         for head in heads[model]:
-            one_shard.run(replace(order, verb="stamp", target=head), shard, [])
+            heads[shard.name] = one_shard.run(replace(order, verb="stamp", target=head), shard, [])
         on_event(f"{shard.name}: has the tables of {', '.join(heads[model])}, which is noted there")
 
 
