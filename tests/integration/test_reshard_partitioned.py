@@ -11,7 +11,7 @@ import pytest
 
 from fix_resharding import ROWS, Small, Writer, add_visits, check_exact
 from shardwright import errors
-from shardwright.catalog import evidence, maps
+from shardwright.catalog import evidence, maps, operations
 from shardwright.partition.tick import tick
 from shardwright.reshard import compare, layouts, operate, streams
 
@@ -105,11 +105,52 @@ class LeafWriter(threading.Thread):
                     self.refused += 1
 
 
-@pytest.mark.parametrize(
+_ISOLATIONS = pytest.mark.parametrize(
     "isolation", [psycopg.IsolationLevel.READ_COMMITTED, psycopg.IsolationLevel.REPEATABLE_READ], ids=["rc", "rr"]
 )
-def test_nothing_that_was_written_to_a_leaf_itself_is_lost(timely: Small, isolation: Any) -> None:
+
+
+@_ISOLATIONS
+def test_who_has_written_to_a_leaf_itself_is_waited_for(timely: Small, isolation: Any) -> None:
     """The fence locks the partitioned table alone; the leaf's own trigger makes its writers lock that table too."""
+    with timely.catalog() as catalog:
+        operation = operate.start(catalog, operate.plan(catalog, add="s3", batch_shares=(1.0,)))
+    # once there and back: a slot of the second switch would wait for open transactions before any fence did
+    for goal in ("switched", "reverted", "verified"):
+        operate.drive(timely.catalog_dsn, operation, goal)
+    before = len(operate.drive(timely.catalog_dsn, operation).handovers)
+    with timely.catalog() as catalog:
+        shard_map, moves = maps.load_map(catalog), operations.get(catalog, operation).moves
+    routes = {key: shard_map.route("users", key) for key in range(ROWS)}
+    moving = [key for key, route in routes.items() if any(route.point in move.points for move in moves)][::50]
+    opened: list[tuple[psycopg.Connection, tuple[int, datetime, int]]] = []
+    for key in moving:
+        shard, row = routes[key].shard, (key, timely.weeks[key % 5], 10**7)
+        connection = psycopg.connect(timely.dsns[shard])
+        connection.isolation_level = isolation
+        connection.execute(f"INSERT INTO {_leaf_of(timely, shard, row[1])} VALUES (%s, %s, %s)".encode(), row)
+        opened.append((connection, row))
+
+    def commit_all() -> None:
+        for connection, _ in opened:
+            connection.commit()
+            connection.close()
+
+    committing = threading.Timer(1.0, commit_all)
+    committing.start()
+    try:
+        status = operate.drive(timely.catalog_dsn, operation, "switched")
+    finally:
+        committing.join()
+    operate.drive(timely.catalog_dsn, operation, "done")
+    assert {row for _, row in opened} <= {row[:3] for row in timely.rows("visits")}, "acknowledged rows are lost"
+    assert max(handover.attempts for handover in status.handovers[before:]) > 1, "no try to fence was cut short"
+
+
+@pytest.mark.slow
+@_ISOLATIONS
+def test_nothing_that_was_written_to_a_leaf_itself_is_lost(timely: Small, isolation: Any) -> None:
+    """Four clients that write to leaves by name all the time, and twenty hand-overs."""
     with timely.catalog() as catalog:
         shard_map = maps.load_map(catalog)
         operation = operate.start(

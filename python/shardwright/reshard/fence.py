@@ -209,10 +209,12 @@ def hand_over(world: World, move: Move, batch: Batch, direction: str) -> float:
     begun = time.monotonic()
     attempts = 0
     try:
-        value, started, attempts = _fence(
-            world, move, batch, giver, out_stream, tables, with_giver - batch.points, ranges, shard_map.version
-        )
+        value, started, attempts = _fence(world, move, batch, giver, out_stream, tables, ranges, shard_map.version)
         reach("hand_over.fenced")
+        # Not under the locks: whoever plans a statement on a table of many leaves next reads them all anew. Nobody writes
+        # the batch here by now, and what comes back does so only after the taker was opened.
+        with world.change(giver, lock_timeout_ms=int(limit * 1000), pipelined=True) as connection:
+            streams.set_publication(connection, out_stream, tables, with_giver - batch.points, known=True)
         if not streams.wait_for_marker(target, out_stream, value, limit):
             raise errors.StreamStalled(
                 f"the last changes of batch {batch.number} did not reach {taker} within {limit * 1000:.0f} ms",
@@ -286,7 +288,6 @@ def _fence(
     giver: str,
     out_stream: str,
     tables: Sequence[GuardedTable],
-    kept: Multirange,
     ranges: Sequence[Range],
     version: int,
 ) -> tuple[int, float, int]:
@@ -317,7 +318,6 @@ def _fence(
                 guards.lock(connection, tables)
                 connection.execute("SET LOCAL statement_timeout = 0")
                 _set_ranges_and_guards(connection, move.keyspace, tables, ranges, "fenced", version, left_open)
-                streams.set_publication(connection, out_stream, tables, kept, known=True)
                 value = streams.beat(connection, out_stream)
             return value, started, attempt
         except (errors.LockTimeout, *_NOT_DRAINED):
