@@ -142,7 +142,31 @@ def test_a_model_that_gains_a_policy_is_converted(project: Callable[..., Project
         "op.convert_to_partitioned('events', shardwright.sharded_by('user_id', keyspace='users') | "
     )
     assert "stays partitioned" in text
-    compile(text, "r2", "exec")
+    with pytest.raises(errors.MigrationRefused, match="is registered: its conversion is a job on all shards") as caught:
+        made.run()
+    assert caught.value.fix == "shardwright partition convert public.events; then run this again"
+
+
+def test_new_databases_take_the_same_revisions_from_the_beginning(project: Callable[..., Project]) -> None:
+    made = project(1)
+    made.generate("r1", models(None))
+    policy = "shardwright.time_partitioned('created_at', every='1 month', keep='12 months', ahead=1)"
+    for name, table in (("r2", "events"), ("r3", "marks")):
+        made.revision(name, f"op.convert_to_partitioned('{table}', {policy})")
+    made.run()
+    assert set(made.leaves("s1", "events")) == {"window", "before", "after"}
+    assert made.found.ask("s1", "SELECT obj_description('events'::regclass)") == "it's: one"
+    made.check(models())
+    made.revision("r4", "op.create_table('n', sa.Column('id', sa.BigInteger(), primary_key=True), sa.Column('at', sa.Date()))\n"
+        "op.execute('INSERT INTO n VALUES (1)')\n"
+        "op.convert_to_partitioned('n', shardwright.time_partitioned('at', '1 day'))")  # fmt: skip
+    with pytest.raises(errors.MigrationRefused, match=r"public\.n is not partitioned yet, and it has rows"):
+        made.run()
+    made.rewrite("r4", "op.create_table('n', sa.Column('id', sa.BigInteger(), primary_key=True), sa.Column('at', sa.Date()))\n"
+        "op.convert_to_partitioned('n', shardwright.time_partitioned('at', '1 day'))")  # fmt: skip
+    with pytest.raises(errors.UnfitTable, match=r"public\.n cannot be partitioned by at"):
+        made.run()
+    assert made.heads()["s1"] == ["r3"]
 
 
 def test_another_key_is_seen_and_refused_when_it_runs(project: Callable[..., Project]) -> None:

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from shardwright import errors
+from shardwright.routing.policy import Policy
 from shardwright.routing.tables import Declaration, declaration_of
 
 #: (schema, table)
@@ -30,6 +31,9 @@ _TABLE = sa.table(
 )
 _OURS = "shardwright."
 
+#: The entry that carries a policy.
+PARTITIONED = "shardwright.partitioned"
+
 
 def entries(info: Mapping[Any, Any]) -> dict[str, Any]:
     """Those entries of a ``Table.info`` that functions of shardwright made.
@@ -38,6 +42,23 @@ def entries(info: Mapping[Any, Any]) -> dict[str, Any]:
         info: of a table.
     """
     return {key: value for key, value in info.items() if isinstance(key, str) and key.startswith(_OURS)}
+
+
+def policy_of(info: Mapping[str, Any]) -> Policy:
+    """The policy that entries of ``Table.info`` carry.
+
+    Args:
+        info: the entries.
+
+    Raises:
+        BadDeclaration: they carry none, or a wrong one.
+    """
+    fields = info.get(PARTITIONED)
+    if not isinstance(fields, Mapping):
+        raise errors.BadDeclaration(
+            "no policy was given", fix='shardwright.time_partitioned("created_at", every="1 month")'
+        )
+    return Policy.from_json(fields)
 
 
 def writing(schema: str, table: str, info: Mapping[str, Any]) -> sa.Insert:

@@ -70,6 +70,14 @@ class Guard:
         self._partitions = self._places()
         self._tables = self._find(list(self._registered))
 
+    def has_registered(self, place: Name) -> bool:
+        """Whether the catalog knows a table.
+
+        Args:
+            place: its schema and name.
+        """
+        return place in self._registered
+
     def revision_has_run(self, **_: Any) -> None:
         """Alembic calls this between a revision and its commit."""
         self.in_revision = True

@@ -15,28 +15,10 @@ from alembic.operations import Operations, ops
 from shardwright import errors
 from shardwright.migrate import declared
 from shardwright.migrate.conversion import convert_here
+from shardwright.migrate.declared import PARTITIONED, policy_of
 from shardwright.routing.policy import Policy
 from shardwright.routing.predicates import quote_identifier
 from shardwright.routing.tables import check_declared, declaration_of
-
-_PARTITIONED = "shardwright.partitioned"
-
-
-def policy_of(info: Mapping[str, Any]) -> Policy:
-    """The policy that entries of ``Table.info`` carry.
-
-    Args:
-        info: the entries.
-
-    Raises:
-        BadDeclaration: they carry none, or a wrong one.
-    """
-    fields = info.get(_PARTITIONED)
-    if not isinstance(fields, Mapping):
-        raise errors.BadDeclaration(
-            "no policy was given", fix='shardwright.time_partitioned("created_at", every="1 month")'
-        )
-    return Policy.from_json(fields)
 
 
 @Operations.register_operation("create_time_partitioned")
@@ -120,7 +102,7 @@ class SetPartitionPolicy(ops.MigrateOperation):
                 fix="write the revision's downgrade() by hand",
             )
         return SetPartitionPolicy(
-            self.table_name, {_PARTITIONED: self.before.to_json()}, schema=self.schema, before=policy_of(self.declared)
+            self.table_name, {PARTITIONED: self.before.to_json()}, schema=self.schema, before=policy_of(self.declared)
         )
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
