@@ -163,7 +163,9 @@ def _table(fleet: Fleet, planned: Plan, table: TablePlan, before: Sequence[Outco
     }  # fmt: skip
     run = partial(_shard, fleet, table, held)
     found: list[Outcome] = []
-    waiting = list(table.order)
+    leading = [shard for shard in table.order if shard in table.leaders]
+    following = [shard for shard in table.order if shard not in table.leaders]
+    waiting = leading if table.leaders else following
     while waiting:  # the canary: the first one that is not merely deferred
         found.append(run(waiting.pop(0)))
         if found[-1].outcome != "deferred":
@@ -171,14 +173,14 @@ def _table(fleet: Fleet, planned: Plan, table: TablePlan, before: Sequence[Outco
     # What keeps a window from going (an archive that cannot be written) must not keep others from getting theirs.
     if found and found[-1].outcome == "failed" and found[-1].kind not in RETENTION:
         why = f"the canary, shard {found[-1].shard}, did not succeed"
-        return found + [_deferred(table, shard, why, "mend what failed there") for shard in waiting]
-    leading = [shard for shard in waiting if shard in table.leaders]
-    found += fleet.each(leading, run)
-    following = [shard for shard in waiting if shard not in table.leaders]
-    done = {one.shard for one in found if one.outcome == "done"}
-    if behind := [shard for shard in table.leaders if shard not in done]:
-        why = f"rows move to shard {behind[0]}, which must have the windows first"
-        return found + [_deferred(table, shard, why, "it is tried again with that shard") for shard in following]
+        left = [shard for shard in table.order if shard not in {one.shard for one in found}]
+        return found + [_deferred(table, shard, why, "mend what failed there") for shard in left]
+    if table.leaders:
+        found += fleet.each(leading, run)
+        done = {one.shard for one in found if one.outcome == "done"}
+        if behind := [shard for shard in table.leaders if shard not in done]:
+            why = f"rows move to shard {behind[0]}, which must have the windows first"
+            return found + [_deferred(table, shard, why, "it is tried again with that shard") for shard in following]
     return found + fleet.each(following, run)
 
 

@@ -82,7 +82,7 @@ class TablePlan:
     steps: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
     #: The shards that have it, in the order in which they are worked on; the first is the canary.
     order: tuple[str, ...] = ()
-    #: Those whose windows must be there before others get them: targets of live moves, copies of a reference table.
+    #: Those whose windows must be there before others get them: targets of live moves.
     leaders: tuple[str, ...] = ()
     #: Numbers of the tables that refer to it and lose their windows first.
     children: tuple[int, ...] = ()

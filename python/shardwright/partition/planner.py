@@ -150,8 +150,10 @@ def _plan_table(facts: Facts, table: PartitionedTable, asked: Sequence[ShardShap
         )
         steps[shard.name] = tuple(found.steps)
         findings += found.findings
-    leaders = _leaders(table, here, frozen)
-    order = sorted((shard.name for shard in here), key=lambda name: (name not in leaders, name))
+    # Also those that could not be asked: while they lack windows, nobody else gets them.
+    leaders = {move.target for move in frozen}
+    # A copy of a reference table must be able to take what its home sends.
+    order = sorted((shard.name for shard in here), key=lambda name: (name not in leaders, name == table.home, name))
     return (
         TablePlan(
             table.id,
@@ -164,7 +166,7 @@ def _plan_table(facts: Facts, table: PartitionedTable, asked: Sequence[ShardShap
             _forgotten(facts, table, declared, here),
             steps,
             tuple(order),
-            tuple(name for name in order if name in leaders),
+            tuple(sorted(leaders)),
             tuple(
                 sorted(
                     {
@@ -267,10 +269,3 @@ def _forgotten(
         return ()  # who was not asked may have them still
     there = {leaf.name for shard in here for leaf in shard.tables[table.id].leaves}
     return tuple(sorted(one.name for one, _ in declared.retired if one.name not in there))
-
-
-def _leaders(table: PartitionedTable, here: Sequence[ShardShape], frozen: Sequence[LiveMove]) -> set[str]:
-    names = {shard.name for shard in here}
-    if table.kind == "reference":
-        return names - {table.home}  # a copy must be able to take what its home sends
-    return names & {move.target for move in frozen}
