@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 
 import psycopg
@@ -338,3 +339,41 @@ def test_a_policy_of_another_column_is_refused(project: Callable[..., Project]) 
             "sa.Column('at', sa.DateTime()), declared=shardwright.time_partitioned('at', '1 day'))")  # fmt: skip
         made.run()
     assert tables.list_tables(made.found.catalog)[0].name == "public.events"
+
+
+def test_reference_tables_go_on_while_they_change(project: Callable[..., Project]) -> None:
+    made = project(2)
+    made.revision(
+        "r1",
+        "op.create_table('codes', sa.Column('code', sa.Text(), primary_key=True))\n"
+        "op.register_table('codes', shardwright.reference())",
+    )
+    made.run()
+    assert made.table("codes").home_shard == "s1"
+    column = "op.add_column('codes', sa.Column('name', sa.Text()))", "op.drop_column('codes', 'name')"
+    made.revision("r2", *column)
+    assert list(made.run().done) == ["s2", "s1"]
+    made.found.shard("s1").execute("INSERT INTO codes VALUES ('de', 'Germany')")
+    _until(lambda: made.found.ask("s2", "SELECT name FROM codes") == "Germany")
+    assert list(made.run("r1", verb="downgrade").done) == ["s1", "s2"]
+    made.found.shard("s1").execute("INSERT INTO codes VALUES ('fr')")
+    _until(lambda: made.found.ask("s2", "SELECT count(*) FROM codes") == 2)
+    # The home first, against the rule: the stream stops, and goes on once the copies have the column.
+    told: list[str] = []
+
+    def write(text: str) -> None:
+        if not told:
+            made.found.shard("s1").execute("INSERT INTO codes VALUES ('it', 'Italy')")
+            _until(lambda: made.found.ask("s2", "SELECT NOT bool_and(subenabled) FROM pg_subscription "
+                "WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())"))  # fmt: skip
+        told.append(text)
+
+    assert list(made.run(canary="s1", on_event=write).done) == ["s1", "s2"]
+    _until(lambda: made.found.ask("s2", "SELECT name FROM codes WHERE code = 'it'") == "Italy")
+
+
+def _until(condition: Callable[[], object], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -129,7 +129,7 @@ def run(
     """Bring every shard that is not there to a revision, then tell the catalog what changed.
 
     The canary is alone in the beginning; a failure anywhere keeps shards from being begun. Run again, it goes on where
-    it stopped. The shard where reference tables are written comes last: a new column must be there on the others first.
+    it stopped. The shard where reference tables are written comes last, and first in a downgrade.
 
     Args:
         catalog: connection to the catalog.
@@ -158,7 +158,7 @@ def run(
         before = standings(order, heads)
         _refuse_unknown(before)
         result = Run(order.target, before)
-        turns = [shard for shard in _turns(shards, registered, first) if before[shard.name].pending]
+        turns = [shard for shard in _turns(order, shards, registered, first) if before[shard.name].pending]
 
         def still_ours() -> None:
             catalog.execute("SELECT 1")  # the lock is this connection's
@@ -187,9 +187,12 @@ def run(
         return result
 
 
-def _turns(shards: Sequence[Shard], registered: Sequence[tables.RegisteredTable], canary: str | None) -> list[Shard]:
-    home = _home(registered)
-    return sorted(shards, key=lambda shard: (shard.name != canary, shard.name == home, shard.name))
+def _turns(
+    order: Order, shards: Sequence[Shard], registered: Sequence[tables.RegisteredTable], canary: str | None
+) -> list[Shard]:
+    """Most revisions add: a column must be on the copies of a reference table before its home sends it, and go after."""
+    home, late = _home(registered), order.verb != "downgrade"
+    return sorted(shards, key=lambda shard: (shard.name != canary, (shard.name == home) is late, shard.name))
 
 
 def _waves(turns: Sequence[Shard], registered: Sequence[tables.RegisteredTable], parallel: int) -> list[list[Shard]]:

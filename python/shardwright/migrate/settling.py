@@ -64,6 +64,10 @@ def settle(catalog: psycopg.Connection) -> Settled:
         for name, site in opened.items():
             declared.forget(site.connection, said[name])
         refreshed, drift = refresh(catalog, opened)
+        registered = tables.list_tables(catalog)
+        if any(table.kind == "reference" for table in registered):
+            # A stream stops at a row with a column that a copy did not have yet.
+            adoption.connect_references(roster.cluster_id(catalog), opened, registered)
     return Settled(tuple(table.name for table in adopted), tuple(changed), tuple(refreshed), tuple(drift))
 
 
