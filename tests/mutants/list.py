@@ -50,7 +50,7 @@ MUTANTS = (
                 "THEN RETURN NULL; END IF;",
             ),
         ),
-        ("tests/integration/test_reshard_partitioned.py", "-k", "pg18 and leaf_itself"),
+        ("tests/integration/test_reshard_partitioned.py", "-k", "pg18 and waited_for"),
     ),
     Mutant(
         "verification by counts only",
@@ -100,13 +100,18 @@ MUTANTS = (
         "publication not narrowed at the fence",
         "what the target sends back is sent forth again",
         "reshard/fence.py",
-        (("                streams.set_publication(connection, out_stream, tables, kept, known=True)\n", ""),),
+        (
+            (
+                "            streams.set_publication(connection, out_stream, tables, with_giver - batch.points, known=True)\n",
+                "            pass\n",
+            ),
+        ),
         ("tests/integration", "-k", "pg18 and (rolling_back or under_load or way_back)"),
     ),
     Mutant(
         "no check on BEGIN",
         "a router with an old map reads rows where they no longer live",
-        "session/wire.py",
+        "session/guard.py",
         (('return f"SELECT shardwright.enter({number})".encode()', 'return b"SELECT 1"'),),
         ("tests/integration/test_session_pinned.py", "-k", "pg18 and (stale_router or isolation_level)"),
     ),
@@ -135,5 +140,12 @@ MUTANTS = (
             ),
         ),
         ("tests/integration/test_adoption.py", "-k", "pg18 and guards_refuse"),
+    ),
+    Mutant(
+        "no look at what is left before a migration's commit",
+        "a schema migration drops a partition that shardwright manages",
+        "migrate/guarding.py",
+        (('        event.listen(connection.engine, "commit", self._commit)\n', ""),),
+        ("tests/integration/test_migrate.py", "-k", "pg18 and what_is_managed"),
     ),
 )
