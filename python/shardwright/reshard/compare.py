@@ -26,7 +26,7 @@ from shardwright.catalog import evidence, guards
 from shardwright.catalog.evidence import Certificate
 from shardwright.catalog.operations import Move
 from shardwright.failpoints import reach
-from shardwright.reshard import hashing, layouts, parts, streams
+from shardwright.reshard import hashing, parts, streams
 from shardwright.reshard.hashing import RowHash
 from shardwright.reshard.parts import Part
 from shardwright.reshard.world import World
@@ -95,7 +95,7 @@ def compare(world: World, move: Move, direction: str, points: Multirange) -> Cer
         LockTimeout: the writers could not be held off.
         VerificationDiffers: the partitions are not the same.
     """
-    layouts.require_equal(world, move, errors.VerificationDiffers)
+    world.require_same_windows(move, errors.VerificationDiffers)
     giver, taker = (move.source, move.target) if direction == "forward" else (move.target, move.source)
     stream = streams.name_of(world.cluster, move, direction)
     tables = world.guarded(move.keyspace)

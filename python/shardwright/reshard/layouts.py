@@ -13,13 +13,11 @@ from datetime import datetime
 import psycopg
 
 from shardwright import errors
-from shardwright.catalog.operations import Move
 from shardwright.catalog.tables import RegisteredTable
 from shardwright.catalog.windows import CatalogWindow
 from shardwright.partition import calendar, codecs, observed
 from shardwright.reshard import parts
 from shardwright.reshard.parts import Part
-from shardwright.reshard.world import World
 
 _Span = tuple[int | None, int | None]
 
@@ -166,32 +164,3 @@ def look(
             found = {name: parts.of(there, table.schema_name, table.table_name) for name, there in connections.items()}
             made.extend(gaps(table, found, declared))
     return made
-
-
-def require_equal(
-    world: World,
-    move: Move,
-    kind: type[errors.ShardwrightError],
-    declared: Sequence[CatalogWindow] = (),
-) -> None:
-    """See that a move's source and target have the same partitions.
-
-    Args:
-        world: the worker's world.
-        move: whose shards and tables.
-        kind: what to raise.
-        declared: the catalog's windows, where they are to be there too.
-
-    Raises:
-        ShardwrightError: of that kind, where they have not; every difference is in ``facts["windows"]``.
-    """
-    moving = [table for table in world.registered if table.kind == "sharded" and table.keyspace == move.keyspace]
-    shards = (move.source, move.target)
-    found = look({name: world.shard(name) for name in shards}, moving, declared)
-    if found:
-        number = world.operation.id
-        raise kind(
-            f"the partitions on {' and '.join(shards)} are not the same: {describe(found)}",
-            fix=f"{found[0].fix} (or attach again what was detached), then: shardwright reshard resume {number}",
-            windows=matrix(found),
-        )

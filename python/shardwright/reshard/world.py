@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import psycopg
 
 from shardwright import engines, errors
 from shardwright.catalog import maps, operations, roster, tables
 from shardwright.catalog.operations import Move, Operation
+from shardwright.catalog.windows import CatalogWindow
+from shardwright.reshard import layouts
 from shardwright.routing.predicates import GuardedTable
 from shardwright.routing.shard_map import Keyspace
 
@@ -98,6 +100,30 @@ class World:
             for table in self.registered
             if table.kind == "sharded" and table.keyspace == keyspace
         ]
+
+    def require_same_windows(
+        self, move: Move, kind: type[errors.ShardwrightError], declared: Sequence[CatalogWindow] = ()
+    ) -> None:
+        """See that a move's source and target have the same partitions.
+
+        Args:
+            move: whose shards and tables.
+            kind: what to raise.
+            declared: the catalog's windows, where they are to be there too.
+
+        Raises:
+            ShardwrightError: of that kind, where they have not; every difference is in ``facts["windows"]``.
+        """
+        moving = [table for table in self.registered if table.kind == "sharded" and table.keyspace == move.keyspace]
+        shards = (move.source, move.target)
+        found = layouts.look({name: self.shard(name) for name in shards}, moving, declared)
+        if found:
+            raise kind(
+                f"the partitions on {' and '.join(shards)} are not the same: {layouts.describe(found)}",
+                fix=f"{found[0].fix} (or attach again what was detached), "
+                f"then: shardwright reshard resume {self.operation.id}",
+                windows=layouts.matrix(found),
+            )
 
     # ---------------------------------------------------------------- shards
 

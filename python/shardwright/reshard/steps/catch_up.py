@@ -29,7 +29,13 @@ def run(world: World) -> None:
         name = streams.name_of(world.cluster, move, "forward")
         deadline = time.monotonic() + limit
         while True:
-            passed = streams.round_trip(world, move.source, move.target, name, max(1.0, deadline - time.monotonic()))
+            try:
+                passed = streams.round_trip(
+                    world, move.source, move.target, name, max(1.0, deadline - time.monotonic())
+                )
+            except errors.StreamStalled:
+                world.require_same_windows(move, errors.PreflightFailed)  # one without a window stops the stream
+                raise
             found = streams.health(world.shard(move.source), world.shard(move.target), name)
             operations.record_progress(world.catalog, move.id, lag_bytes=found.lag_bytes)
             world.on_progress()

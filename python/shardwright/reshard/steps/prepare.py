@@ -12,7 +12,7 @@ from shardwright import errors
 from shardwright.catalog import guards, locking, map_changes, maps, roster, windows
 from shardwright.catalog.operations import Move
 from shardwright.failpoints import reach
-from shardwright.reshard import fence, layouts, streams
+from shardwright.reshard import fence, streams
 from shardwright.reshard.world import World
 from shardwright.routing.predicates import GuardedTable
 
@@ -32,7 +32,7 @@ def run(world: World) -> None:
         shard_map = maps.load_map(world.catalog)
         ranges = fence.ranges_within(shard_map, move.keyspace, move.points)
         tables = world.guarded(move.keyspace)
-        layouts.require_equal(world, move, errors.PreflightFailed, windows.list_windows(world.catalog))
+        world.require_same_windows(move, errors.PreflightFailed, windows.list_windows(world.catalog))
         for shard in (move.source, move.target):
             _cover(world, shard, tables)
         with world.change(move.target) as connection:
