@@ -27,9 +27,7 @@ TO = carried.Conversion(
 def _convert(connection: psycopg.Connection, to: carried.Conversion = TO) -> swap.Held:
     swap.add_check(connection, "app", "Events", to.check, 5)
     swap.validate(connection, "app", "Events", carried.CHECK_NAME, 5)
-    held, before = swap.swap(
-        connection, "app", "Events", to, POLICY, done=lambda _: None, patience=5
-    )
+    held, before = swap.swap(connection, "app", "Events", to, POLICY, done=lambda _: None, patience=5)
     for key in carried.validations(before):
         swap.validate(connection, *key, 5)
     return held
@@ -94,9 +92,7 @@ def test_a_refused_swap_changes_nothing(full: Full) -> None:
         swap.add_check(connection, "app", "Events", TO.check, 5)
         wrong = carried.Conversion(**{**_fields(TO), "after": (("Events_p_after", "'2026-01-01'", "MAXVALUE"),)})
         with pytest.raises((errors.UnfitTable, psycopg.Error)):
-            swap.swap(
-                connection, "app", "Events", wrong, POLICY, done=lambda _: None, patience=5
-            )
+            swap.swap(connection, "app", "Events", wrong, POLICY, done=lambda _: None, patience=5)
         swap.drop_check(connection, "app", "Events", 5)
         assert full.dump() == dumped
 

@@ -111,7 +111,7 @@ MUTANTS = (
     Mutant(
         "no check on BEGIN",
         "a router with an old map reads rows where they no longer live",
-        "session/guard.py",
+        "session/wire.py",
         (('return f"SELECT shardwright.enter({number})".encode()', 'return b"SELECT 1"'),),
         ("tests/integration/test_session_pinned.py", "-k", "pg18 and (stale_router or isolation_level)"),
     ),

@@ -10,7 +10,10 @@ from shardwright.catalog import locking
 @pytest.mark.parametrize(
     ("query", "shown"),
     [
-        ("SELECT * FROM events\n WHERE a = 'it''s me' AND n = 42 AND b = $1", ": SELECT * FROM events WHERE a = ? AND n = ? AND b = $1"),
+        (
+            "SELECT * FROM events\n WHERE a = 'it''s me' AND n = 42 AND b = $1",
+            ": SELECT * FROM events WHERE a = ? AND n = ? AND b = $1",
+        ),
         (r"INSERT INTO x2 VALUES ($$secret$$, E'x\'y', 1.5)", ": INSERT INTO x2 VALUES (?, ?, ?)"),
         ("UPDATE t SET a = 'cut off in the mid", ": UPDATE t SET a = ?"),
         ("SELECT $tag$ it's $tag$", ": SELECT ?"),
