@@ -90,6 +90,15 @@ class Timed:
         return {name: text.removeprefix("FOR VALUES FROM ") for name, text in found.fetchall()}
 
 
+def pending_detach(dsn: str, leaf: str) -> None:
+    """Leave a DETACH CONCURRENTLY of a leaf of `events` half done, as a server that went down does."""
+    with psycopg.connect(dsn) as reader, psycopg.connect(dsn, autocommit=True) as detacher:
+        reader.execute("SELECT count(*) FROM events")
+        detacher.execute("SET statement_timeout = '500ms'")
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            detacher.execute(f"ALTER TABLE events DETACH PARTITION {leaf} CONCURRENTLY".encode())
+
+
 @pytest.fixture
 def timed(cluster_dsns: Callable[..., Dsns]) -> Iterator[Callable[..., Timed]]:
     with ExitStack() as stack:

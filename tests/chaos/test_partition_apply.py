@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-from fix_partitions import Timed, by_month
+from fix_partitions import Timed, by_month, pending_detach
 
 #: What must be there for a failpoint to be reached.
 MONTHS_LATER = ("declared", "making", "made", "guard_detached", "guard_narrowed", "guard_settled")
@@ -68,14 +68,6 @@ def crash(cluster: Timed, start: Callable[..., subprocess.Popen[str]], failpoint
     )  # fmt: skip
     said = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL, f"{failpoint} was not reached: {said}"
-
-
-def pending_detach(dsn: str, leaf: str) -> None:
-    with psycopg.connect(dsn) as reader, psycopg.connect(dsn, autocommit=True) as detacher:
-        reader.execute("SELECT count(*) FROM events")
-        detacher.execute("SET statement_timeout = '500ms'")
-        with pytest.raises(psycopg.errors.QueryCanceled):
-            detacher.execute(f"ALTER TABLE events DETACH PARTITION {leaf} CONCURRENTLY".encode())
 
 
 @pytest.mark.parametrize(

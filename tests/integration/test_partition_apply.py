@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import psycopg
 import pytest
 import sqlalchemy as sa
 from psycopg import sql
 
-from fix_partitions import NOW, Timed, by_month
+from fix_locks import LockLog
+from fix_partitions import NOW, Timed, by_month, pending_detach
 from shardwright import errors
 from shardwright.catalog import models
 from shardwright.partition import apply
@@ -372,14 +375,7 @@ def test_an_interrupted_detach_is_finished_and_a_wanted_window_comes_back(timed:
     cluster.tick()
     shard = cluster.shard("s1")
     shard.execute("INSERT INTO events (at) VALUES ('2026-12-24')")
-    with (
-        psycopg.connect(cluster.dsns.shards["s1"]) as reader,
-        psycopg.connect(cluster.dsns.shards["s1"], autocommit=True) as detacher,
-    ):
-        reader.execute("SELECT count(*) FROM events")
-        detacher.execute("SET statement_timeout = '1s'")
-        with pytest.raises(psycopg.errors.QueryCanceled):
-            detacher.execute("ALTER TABLE events DETACH PARTITION events_p2026_12 CONCURRENTLY")
+    pending_detach(cluster.dsns.shards["s1"], "events_p2026_12")
     assert cluster.ask("s1", "SELECT count(*) FROM pg_inherits WHERE inhdetachpending") == 1
     assert cluster.ask("s1", "SELECT count(*) FROM events") == 0
     [pending] = [
@@ -390,6 +386,36 @@ def test_an_interrupted_detach_is_finished_and_a_wanted_window_comes_back(timed:
     assert report.exit_code == 0, report.to_json()
     assert cluster.ask("s1", "SELECT count(*) FROM events") == 1
     assert cluster.plan().is_empty
+
+
+# ---------------------------------------------------------------- locks
+
+
+def test_steps_take_the_locks_that_the_page_says(
+    timed: Callable[..., Timed], lock_log: Callable[[str], LockLog]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/howto/partition-apply.md").read_text(encoding="utf-8")
+    said = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| ([A-Z ]+?) \|$", page, re.MULTILINE))
+    cluster = timed(1)
+    log = lock_log(cluster.dsns.shards["s1"])
+    cluster.tick()
+    found = {}
+    for transaction in log.transactions():
+        kind = "attach" if any("ALTER TABLE" in tag for tag in transaction.tags) else "other"
+        kind = "create" if "CREATE TABLE" in transaction.tags else kind
+        found[kind] = transaction.locks["events"]
+    log.clear()
+    cluster.tick(DECEMBER)
+    [guard] = [one for one in log.transactions() if "events_p_after" in one.locks and "CREATE TABLE" not in one.tags]
+    found["guard"] = guard.locks["events"]
+    # nobody else's table, and no other leaf
+    assert set(guard.locks) <= {"events", "events_p_after", "events_p2027_02"}
+    pending_detach(cluster.dsns.shards["s1"], "events_p2026_12")
+    log.clear()
+    cluster.tick(DECEMBER)
+    [finalize] = [one for one in log.transactions() if one.locks.get("events_p2026_12") == "ACCESS EXCLUSIVE"][:1]
+    found["finalize"] = finalize.locks["events"]
+    assert found == said
 
 
 # ---------------------------------------------------------------- status
