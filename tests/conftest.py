@@ -15,4 +15,5 @@ pytest_plugins = [
     "fix_locks",
     "fix_migrate",
     "fix_partitions",
+    "fix_retention",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,53 +12,10 @@ import pytest
 import sqlalchemy as sa
 
 from fix_partitions import Timed, by_month
+from fix_retention import BEGIN, EDGE, SEPTEMBER, TICK, fill, fine, has_table, old, state
 from shardwright.catalog import archives, windows
 from shardwright.partition.manifest import Manifest
-from shardwright.partition.outcomes import Report
 from shardwright.routing.tables import time_partitioned
-
-TICK = timedelta(microseconds=1)
-#: What `old` begins with: September to November, and two months ahead.
-BEGIN = datetime(2026, 9, 10, tzinfo=UTC)
-#: September is over since the 1st of October, and kept for a month.
-EDGE = datetime(2026, 11, 1, tzinfo=UTC)
-SEPTEMBER = "events_p2026_09"
-
-
-@pytest.fixture
-def place(workdir: Path) -> Path:
-    (workdir / "archives").mkdir()
-    return workdir / "archives"
-
-
-def old(timed: Callable[..., Timed], shards: int = 1, **policy: Any) -> Timed:
-    """A cluster whose windows begin in September, with rows in each."""
-    cluster = timed(shards, by_month(**{"keep": "1 month", "grace": None, **policy}))
-    fine(cluster.tick(BEGIN))
-    for shard in cluster.dsns.shards:
-        fill(cluster, shard)
-    return cluster
-
-
-def fill(cluster: Timed, shard: str) -> None:
-    cluster.shard(shard).execute(
-        "INSERT INTO events (at, note) SELECT timestamptz '2026-09-01+00' + n * interval '3 hours', n::text "
-        "FROM generate_series(0, 400) n"
-    )
-
-
-def fine(report: Report) -> Report:
-    assert report.exit_code == 0, json.dumps(report.to_json(), indent=1)
-    return report
-
-
-def has_table(cluster: Timed, name: str = SEPTEMBER, shard: str = "s1") -> bool:
-    return bool(cluster.ask(shard, f"SELECT to_regclass('public.{name}') IS NOT NULL"))
-
-
-def state(cluster: Timed, name: str = SEPTEMBER, shard: str = "s1") -> str | None:
-    found = cluster.ask(shard, "SELECT state FROM shardwright.partitions WHERE name = %s", name)
-    return str(found) if found else None
 
 
 def test_the_edge_to_the_microsecond(timed: Callable[..., Timed]) -> None:
