@@ -148,4 +148,49 @@ MUTANTS = (
         (('        event.listen(connection.engine, "commit", self._commit)\n', ""),),
         ("tests/integration/test_migrate.py", "-k", "pg18 and what_is_managed"),
     ),
+    Mutant(
+        "windows are over by their lower bound",
+        "rows that the policy keeps are taken away",
+        "partition/declare.py",
+        (
+            (
+                "        and calendar.expired(table.policy, table.key, one.upper, now)\n",
+                "        and calendar.expired(table.policy, table.key, one.lower or one.upper, now)\n",
+            ),
+        ),
+        ("tests/unit/test_partition_plan.py",),
+    ),
+    Mutant(
+        "partitions without our mark are taken away",
+        "a table that somebody else made is detached and dropped",
+        "partition/differ.py",
+        (
+            (
+                "        elif not leaf.marked:\n            _say_unmarked(work, leaf)\n        elif work.frozen:\n",
+                "        elif work.frozen:\n",
+            ),
+        ),
+        ("tests/unit/test_partition_plan.py",),
+    ),
+    Mutant(
+        "a source gets its windows before its target",
+        "rows are written that the target of a move has no partition for",
+        "partition/apply.py",
+        (("    waiting = leading if table.leaders else following\n", "    waiting = list(table.order)\n"),),
+        ("tests/integration/test_partition_moving.py", "-k", "pg18 and live_reshard"),
+    ),
+    Mutant(
+        "rows stay in the guard that is narrowed",
+        "a guard with rows of a new window cannot come back, and no window is made any more",
+        "partition/steps/guard.py",
+        (("        _move_rows(site, step.name, windows)\n", ""),),
+        ("tests/integration/test_partition_apply.py", "-k", "pg18 and rows_in_the_guard"),
+    ),
+    Mutant(
+        "a saved plan is not compared",
+        "something else is done than what was approved",
+        "partition/apply.py",
+        (("        if old.fingerprint != new.fingerprint:\n", "        if False:\n"),),
+        ("tests/integration/test_partition_apply.py", "-k", "pg18 and stale"),
+    ),
 )

@@ -146,7 +146,9 @@ class _Desk:
         self.failure: BaseException | None = None
 
     def load(self, connection: psycopg.Connection) -> None:
-        done: dict[int, int] = dict(connection.execute(f"SELECT first_page, rows FROM {self._work.copied}".encode()).fetchall())
+        done: dict[int, int] = dict(
+            connection.execute(f"SELECT first_page, rows FROM {self._work.copied}".encode()).fetchall()
+        )
         runs = range(0, self._source.pages, self._source.run)
         self._left = [first for first in reversed(runs) if first not in done]
         self._rows = self._before = sum(done.values())
