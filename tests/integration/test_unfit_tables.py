@@ -56,7 +56,7 @@ SHARDED = [
         "the exclusion constraint t_r_excl without",
     ),
     ("CREATE UNLOGGED TABLE t (user_id bigint PRIMARY KEY)", "is unlogged"),
-    ("CREATE TABLE t (user_id bigint PRIMARY KEY) PARTITION BY HASH (user_id)", "is a partitioned table"),
+    ("CREATE TABLE t (user_id bigint PRIMARY KEY) PARTITION BY HASH (user_id)", "is partitioned by HASH"),
     ("CREATE VIEW t AS SELECT 1::bigint AS user_id", "is a view"),
     ("CREATE MATERIALIZED VIEW t AS SELECT 1::bigint AS user_id", "is a materialized view"),
     (
