@@ -191,3 +191,25 @@ def test_sessions_write_local_tables_where_they_are(shop: Shop) -> None:
         session.execute(sa.insert(Note).values(id=5), bind_arguments=where)
         session.add(Note(id=6))
     assert shop.ask("s1", "SELECT array_agg(id ORDER BY id) FROM notes") == [5, 6]
+
+
+def test_a_table_that_refers_to_a_partitioned_one_can_be_registered_again(found: Callable[..., Found]) -> None:
+    """PostgreSQL keeps a foreign key of its own for each partition that is referred to."""
+    cluster = found(2)
+    declared = metadata(logs=MONTHS)
+    sa.Table(
+        "notes",
+        declared,
+        sa.Column("n", sa.BigInteger, primary_key=True),
+        sa.Column("user_id", sa.BigInteger),
+        sa.Column("at", sa.DateTime(timezone=True)),
+        sa.ForeignKeyConstraint(["user_id", "at"], ["logs.user_id", "logs.at"], name="notes_log"),
+        info=local(),
+    )
+    models.register(cluster.catalog, declared)
+    cluster.shard("s1").execute(
+        "CREATE TABLE logs_1 PARTITION OF logs FOR VALUES FROM ('2026-01-01') TO ('2026-02-01')"
+    )
+    assert models.register(cluster.catalog, declared).created == ()
+    [notes] = [table for table in tables.list_tables(cluster.catalog) if table.table_name == "notes"]
+    assert [key.name for key in notes.layout.keys if key.kind == "foreign"] == ["notes_log"]

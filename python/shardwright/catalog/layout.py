@@ -266,7 +266,7 @@ SELECT jsonb_build_object(
                                 JOIN pg_attribute a ON a.attrelid = f.oid AND a.attnum = p.attnum ORDER BY p.at))
         FROM pg_constraint co LEFT JOIN pg_class f ON f.oid = co.confrelid
         LEFT JOIN pg_namespace fn ON fn.oid = f.relnamespace
-       WHERE co.conrelid = c.oid AND co.contype IN ('c', 'f')) k),
+       WHERE co.conrelid = c.oid AND co.contype IN ('c', 'f') AND co.conparentid = 0) k),
   'sequences', (SELECT jsonb_agg(jsonb_build_object(
       'schema', sn.nspname, 'name', sc.relname, 'type', format_type(s.seqtypid, NULL), 'start', s.seqstart,
       'increment', s.seqincrement, 'minimum', s.seqmin, 'maximum', s.seqmax, 'cache', s.seqcache, 'cycle', s.seqcycle,
