@@ -24,7 +24,7 @@ from tests.bench import partition_bystander
 from tests.bench.partition_ours import Fleet, Ours, checked, fleet
 from tests.bench.partition_peers import INDEX, PARENT, Manager, Partman, Partsmith, Unavailable, debian_15
 
-from shardwright.partition import apply
+from shardwright.partition import apply, restore, split
 from shardwright.partition.tick import tick
 from shardwright.routing.policy import Policy
 from shardwright.servers import Server
@@ -231,11 +231,76 @@ def dropping(where: Path) -> dict[str, Any]:
         }
 
 
+ROWS = 600_000
+
+
+def _loaded(cluster: Fleet, policy: Policy, now: datetime, rows: int = ROWS) -> str:
+    """One shard's table with rows over the year 2026."""
+    _filled(cluster, policy, now)
+    [dsn] = cluster.dsns.values()
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO events SELECT n, '2026-01-01+00'::timestamptz + n * interval '364 days' / %s, n %% 1000, "
+            "repeat(md5(n::text), 4) FROM generate_series(1, %s) n",
+            (rows, rows),
+        )
+        connection.execute("VACUUM ANALYZE events")
+    return dsn
+
+
+def archiving(where: Path) -> dict[str, Any]:
+    """Rows a second into Parquet, read back and compared, of one window of a year; and loaded again by a restore."""
+    store = where / "archive"
+    store.mkdir()
+    begin = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    with fleet(where, 1) as cluster:
+        _loaded(cluster, Policy("created_at", "1 year", ahead=1, grace=None), begin)
+        cluster.register("events", Policy("created_at", "1 year", "1 day", ahead=1, grace=None, archive=str(store)))
+        then = datetime(2027, 2, 1, tzinfo=UTC)
+        checked(tick(cluster.catalog_dsn, now=then))  # detached
+        archived = timed(
+            lambda: checked(tick(cluster.catalog_dsn, now=then))
+        )  # archived, read back, hashed again, dropped
+        restored = timed(lambda: restore.restore(cluster.catalog_dsn, "public", "events", now=then))
+    return {
+        "rows": ROWS,
+        "archive_rows_per_s": round(1000 * ROWS / archived),
+        "restore_rows_per_s": round(1000 * ROWS / restored),
+        "bytes_a_row": round(sum(file.stat().st_size for file in store.rglob("*") if file.is_file()) / ROWS, 1),
+    }
+
+
+def splitting(where: Path) -> dict[str, Any]:
+    """A year cut into months: rows a second from the first to the last step, and of a bare INSERT .. SELECT."""
+    begin = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    with fleet(where, 1) as cluster:
+        dsn = _loaded(cluster, Policy("created_at", "1 year", ahead=1), begin)
+        cluster.register("events", Policy("created_at", "1 month", ahead=1))
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute("CREATE TABLE bare (LIKE events)")
+            bare = timed(lambda: connection.execute("INSERT INTO bare SELECT * FROM events"))
+            connection.execute("DROP TABLE bare")
+        whole = time.perf_counter()
+        report = split.split(cluster.catalog_dsn, "public", "events", "events_p2026")
+        whole = time.perf_counter() - whole
+        [shard] = report.shards
+    return {
+        "rows": ROWS,
+        "pieces": report.pieces,
+        "copy_rows_per_s": round(shard.rows_per_s or 0),
+        "all_steps_rows_per_s": round(ROWS / whole),
+        "copy_to_bare_insert": round((shard.rows_per_s or 0) / (1000 * ROWS / bare), 2),
+        "lock_ms": round(shard.lock_ms or 0, 1),
+    }
+
+
 PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "peers": beside,
     "bystander": bystander,
     "leaves": many_leaves,
     "drop": dropping,
+    "archive": archiving,
+    "split": splitting,
 }
 
 
