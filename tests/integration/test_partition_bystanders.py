@@ -131,3 +131,16 @@ def test_a_guard_gives_up_on_a_reader_that_stays(found: Callable[..., Found]) ->
             guard.run(site, Step("guard", "events_after", START + 2 * DAY, None, "after", (_window(1),)))
         idle.execute("ROLLBACK")
         guard.run(site, Step("guard", "events_after", START + 2 * DAY, None, "after", (_window(1),)))
+
+
+def test_an_attach_reads_no_row(found: Callable[..., Found]) -> None:
+    """PostgreSQL says so at DEBUG1: the CHECK that the window was made with implies its bounds."""
+    cluster = _events(found, guards=False)
+    with _site(cluster, patience=2.0) as site:
+        _make(site, _window(0), attached=False)
+        said: list[str] = []
+        site.connection.add_notice_handler(lambda notice: said.append(notice.message_primary or ""))
+        site.connection.execute("SET client_min_messages = debug1")
+        attach.run(site, Step("attach", "events_0", _window(0).lower, _window(0).upper))
+        site.connection.execute("RESET client_min_messages")
+    assert [text for text in said if "is implied by existing constraints" in text], said

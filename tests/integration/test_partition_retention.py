@@ -13,8 +13,11 @@ import sqlalchemy as sa
 
 from fix_partitions import Timed, by_month
 from fix_retention import BEGIN, EDGE, SEPTEMBER, TICK, fill, fine, has_table, old, state
+from shardwright import errors
 from shardwright.catalog import archives, windows
+from shardwright.partition.fleet import Fleet
 from shardwright.partition.manifest import Manifest
+from shardwright.partition.steps import drop
 from shardwright.routing.tables import time_partitioned
 
 
@@ -79,6 +82,21 @@ def test_another_table_under_an_old_name_is_never_touched(timed: Callable[..., T
         assert "name-taken" in {finding.kind for finding in report.plan.findings}
     assert cluster.ask("s1", f"SELECT answer FROM {SEPTEMBER}") == 42
     assert cluster.ask("s1", "SELECT count(*) FROM mine") == 240
+
+
+def test_a_drop_looks_at_the_mark_itself(timed: Callable[..., Timed]) -> None:
+    """Between planning and dropping somebody may put another table in the window's place."""
+    cluster = old(timed)
+    fine(cluster.tick(EDGE))
+    shard = cluster.shard("s1")
+    with Fleet(cluster.dsns.catalog, patience=1.0) as fleet:
+        [table] = cluster.plan(EDGE).tables
+        [step] = table.steps["s1"]
+        assert (step.kind, step.name) == ("drop", SEPTEMBER)
+        shard.execute(f"ALTER TABLE {SEPTEMBER} RENAME TO mine; CREATE TABLE {SEPTEMBER} (answer int)".encode())
+        with pytest.raises(errors.UnfitTable, match="does not carry our mark"):
+            drop.run(fleet.site(table.table_id, table.key, "s1"), step)
+    assert has_table(cluster)
 
 
 def test_archived_on_every_shard_then_dropped(timed: Callable[..., Timed], place: Path) -> None:

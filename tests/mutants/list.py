@@ -193,4 +193,78 @@ MUTANTS = (
         (("        if old.fingerprint != new.fingerprint:\n", "        if False:\n"),),
         ("tests/integration/test_partition_apply.py", "-k", "pg18 and stale"),
     ),
+    Mutant(
+        "windows are attached without a CHECK of their bounds",
+        "each ATTACH reads the whole partition under its lock",
+        "partition/leaves.py",
+        (
+            (
+                "    for name, text in texts.items():\n",
+                "    texts.pop(BOUNDS_CHECK)\n    for name, text in texts.items():\n",
+            ),
+        ),
+        ("tests/integration/test_partition_bystanders.py", "-k", "pg18 and reads_no_row"),
+    ),
+    Mutant(
+        "windows are attached under the lock of PARTITION OF",
+        "a window waits for every reader, and whoever comes then waits behind it",
+        "partition/steps/attach.py",
+        (
+            (
+                "        leaves.attach(site, step.partition)\n",
+                "        site.connection.execute(b'LOCK TABLE ONLY ' + site.parent.as_bytes(site.connection))\n"
+                "        leaves.attach(site, step.partition)\n",
+            ),
+        ),
+        ("tests/integration/test_partition_locks.py", "-k", "pg18 and test_windows"),
+    ),
+    Mutant(
+        "a guard waits for its locks from the first try on",
+        "readers queue behind it while an idle transaction has the table open",
+        "partition/steps/guard.py",
+        (("nowait=time.monotonic() < considerate_until", "nowait=False"),),
+        ("tests/integration/test_partition_bystanders.py", "-k", "pg18 and does_not_queue"),
+    ),
+    Mutant(
+        "a mark counts by its name alone",
+        "another table under an old name is dropped",
+        "partition/leaves.py",
+        ((" AND p.name = c.relname AND p.relid = c.oid ", " AND p.name = c.relname "),),
+        ("tests/integration/test_partition_retention.py", "-k", "pg18 and looks_at_the_mark"),
+    ),
+    Mutant(
+        "archives are not compared before the drop",
+        "rows that were written after their window was archived are lost",
+        "partition/steps/drop.py",
+        (("    if site.policy.archive is None:\n        return []\n", "    if True:\n        return []\n"),),
+        ("tests/integration/test_partition_retention.py", "-k", "pg18 and after_the_archive"),
+    ),
+    Mutant(
+        "an archive is not read back",
+        "a window is dropped whose file does not hold its rows",
+        "partition/archive.py",
+        (("        verify(connection, made, store, on_progress)\n    except", "        pass\n    except"),),
+        ("tests/integration/test_partition_archive.py", "-k", "pg18 and read_back"),
+    ),
+    Mutant(
+        "a detach that broke off is not finalized",
+        "its rows stay out of sight, and nothing of its table can be detached any more",
+        "partition/differ.py",
+        (('                work.step("finalize", leaf)\n', "                pass\n"),),
+        ("tests/integration/test_partition_apply.py", "-k", "pg18 and interrupted_detach"),
+    ),
+    Mutant(
+        "a split's exchange replays nothing",
+        "what was written between the last replay and the exchange is lost",
+        "partition/exchange.py",
+        (("        keys = touched.replay(connection, work)\n", "        keys = 0\n"),),
+        ("tests/integration/test_partition_split.py", "-k", "pg18"),
+    ),
+    Mutant(
+        "a split logs no deletes",
+        "deleted rows come back with the exchange",
+        "partition/touched.py",
+        (("AFTER INSERT OR UPDATE OR DELETE ON", "AFTER INSERT OR UPDATE ON"),),
+        ("tests/integration/test_partition_split.py", "-k", "pg18"),
+    ),
 )
