@@ -26,6 +26,8 @@ from shardwright.partition.site import PATIENCE
 VERBS: dict[str, str] = {
     "restore": "Bring archived windows back: loaded, compared with their archives, attached again.",
     "archives": "List the windows of a table that were archived.",
+    "convert": "Make an ordinary table partitioned on every shard, without copying.",
+    "split": "Cut a fat partition into windows while its rows are read and written.",
 }
 
 app = App(name="partition", help="Keep the time partitions of every shard in step with their policies.")

@@ -34,7 +34,7 @@ def register(declared: str, /, *, common: Common = DEFAULTS) -> Answer:
     """
     from shardwright.partition.registering import register as register_tables
 
-    found = table_file.read(_text(declared), declared) if declared.endswith(".toml") else _metadata(declared)
+    found = read_declared(declared)
     with common.connect() as catalog:
         done, windows = register_tables(common.dsn(), catalog, found)
     shown = [_sentence(table, table.name in done.created) for table in done.tables]
@@ -179,6 +179,18 @@ def _sentence(table: tables.RegisteredTable, created: bool) -> str:
     if table.kind == "local":
         return f"{table.name} is {what}: every shard has rows of its own"
     return f"{table.name} is {what}: global, on shard {table.home_shard}"
+
+
+def read_declared(declared: str) -> MetaData | list[adoption.Wanted]:
+    """What a MODULE:NAME or a TOML file declares.
+
+    Args:
+        declared: the one or the other.
+
+    Raises:
+        BadOption, BadDeclaration: it cannot be read.
+    """
+    return table_file.read(_text(declared), declared) if declared.endswith(".toml") else _metadata(declared)
 
 
 def _metadata(path: str) -> MetaData:

@@ -268,8 +268,7 @@ def _index(table: OrdinaryTable, to: Conversion, index: Facts) -> Iterator[str]:
         constraint = next(one for one in table.constraints if one["name"] == index["constraint"])
         definition = constraint["definition"]
         if index["primary"] and to.new_key is not None:
-            extended = next(one for one in table.indexes if one["name"] == to.new_key)
-            definition = f"PRIMARY KEY ({', '.join(map(ident, extended['columns']))})"
+            definition = f"PRIMARY KEY ({', '.join(map(ident, (*index['columns'], to.column)))})"
         yield f"ALTER TABLE ONLY {parent} ADD CONSTRAINT {ident(index['constraint'])} {definition}"
         yield from _comment(f"CONSTRAINT {ident(index['constraint'])} ON {parent}", constraint)
     else:

@@ -194,7 +194,7 @@ SELECT jsonb_build_object(
     FROM pg_proc p WHERE p.oid IN (SELECT d.objid FROM pg_depend d
            WHERE d.classid = 'pg_proc'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = c.oid)),
   'rules', (SELECT jsonb_agg(rulename ORDER BY rulename) FROM pg_rewrite WHERE ev_class = c.oid AND ev_type <> '1'),
-  'others', (SELECT jsonb_agg(DISTINCT pg_describe_object(d.classid, d.objid, 0)) FROM pg_depend d
+  'others', (SELECT jsonb_agg(DISTINCT pg_describe_object(d.classid, d.objid, d.objsubid)) FROM pg_depend d
     LEFT JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
     LEFT JOIN pg_class v ON v.oid = r.ev_class
     LEFT JOIN pg_trigger t ON d.classid = 'pg_trigger'::regclass AND t.oid = d.objid
