@@ -184,6 +184,8 @@ def _give_way(site: PartitionSite, work: Cutting, inbound: tuple[Facts, ...]) ->
         *(f"ALTER TABLE {qualified(k['schema'], k['table'])} DROP CONSTRAINT {ident(k['name'])}" for k in inbound),
         f"DROP TRIGGER {ident(touched.TRIGGER)} ON {work.source}",
         f"ALTER TABLE {parent} DETACH PARTITION {work.source}",
+        # Left behind, its rows would keep those that they refer to from being deleted.
+        *(f"ALTER TABLE {work.source} DROP CONSTRAINT {ident(name)}" for name in _foreign_keys(connection, work)),
     ]
     connection.execute(";\n".join(texts).encode())
     shells.cover(site, work.pieces)
@@ -211,6 +213,14 @@ def _give_way(site: PartitionSite, work: Cutting, inbound: tuple[Facts, ...]) ->
             role=piece.role,
             state="attached",
         )
+
+
+def _foreign_keys(connection: psycopg.Connection, work: Cutting) -> list[str]:
+    rows = connection.execute(
+        "SELECT conname FROM pg_constraint WHERE conrelid = %s::text::regclass AND contype = 'f' ORDER BY 1",
+        (work.source,),
+    ).fetchall()
+    return [row[0] for row in rows]
 
 
 def _count_indexes(connection: psycopg.Connection, work: Cutting) -> int:

@@ -7,6 +7,7 @@ Until that transaction nothing has changed for anybody, and everything can be dr
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +31,10 @@ _log = logging.getLogger(__name__)
 #: Steps in their order; `exchanged` is the point of no return.
 STEPS = ("planned", "prepared", "copied", "indexed", "ready", "exchanged", "recorded")
 
+#: Validations of a foreign key beside the writers, before they are held off for it.
+_TRIES = 5
+#: So long a validation may hold them off.
+_HELD_AT_MOST = "1s"
 #: A replay that took no more than so many keys was the last one before the exchange.
 _QUIET = exchange.MOST_KEYS // 3
 
@@ -241,17 +246,31 @@ def catch_up(site: PartitionSite, work: Cutting, source: Source, settings: Setti
 
 def _validate(site: PartitionSite, work: Cutting, source: Source, settings: Settings, report: ShardReport) -> None:
     """A row that was deleted together with what it refers to is in its piece until the next replay."""
-    for number in range(20):
-        left = shells.unvalidated(site.connection, work)
+    connection = site.connection
+    for _ in range(_TRIES):
+        left = shells.unvalidated(connection, work)
         if not left:
             return
         for piece, constraint in left:
-            try:
-                site.connection.execute(f"ALTER TABLE {piece} VALIDATE CONSTRAINT {ident(constraint)}".encode())
-            except psycopg.errors.ForeignKeyViolation:
-                if number == 19:
-                    raise
+            with contextlib.suppress(psycopg.errors.ForeignKeyViolation):
+                connection.execute(f"ALTER TABLE {piece} VALIDATE CONSTRAINT {ident(constraint)}".encode())
         catch_up(site, work, source, settings, report)
+    for piece, constraint in shells.unvalidated(connection, work):
+        # Such rows are deleted all the time: their writers wait for this one, and not for long.
+        def hold(piece: str = piece, constraint: str = constraint) -> None:
+            connection.execute(f"LOCK TABLE ONLY {work.source} IN SHARE ROW EXCLUSIVE MODE".encode())
+            connection.execute(f"SET LOCAL statement_timeout = '{_HELD_AT_MOST}'".encode())
+            touched.replay(connection, work)
+            connection.execute(f"ALTER TABLE {piece} VALIDATE CONSTRAINT {ident(constraint)}".encode())
+
+        try:
+            site.patiently(hold, also=[work.fat])
+        except (psycopg.errors.QueryCanceled, psycopg.errors.ForeignKeyViolation) as error:
+            raise errors.NotDrained(
+                f"foreign key {constraint} cannot be validated for {piece} on shard {site.shard.name} while rows that are "
+                "referred to are deleted as fast",
+                fix="run this again when less is deleted",
+            ) from error
 
 
 def give_way(
