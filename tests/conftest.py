@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
+from collections.abc import Iterator
+
+import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key
+
 pytest_plugins = [
     "fix_servers",
     "fix_cli",
@@ -17,3 +23,13 @@ pytest_plugins = [
     "fix_partitions",
     "fix_retention",
 ]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """An end that hangs ends the process: a test's failure has used up its time limit and pytest's own watch."""
+    faulthandler.dump_traceback_later(300, file=item.config.stash[fault_handler_stderr_fd_key], exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()

@@ -221,6 +221,30 @@ def test_a_transaction_that_stays_open_is_not_waited_for_for_ever(
     synced(cluster, "s1", "s2")
 
 
+def test_a_shard_goes_while_a_first_copy_waits(found: Callable[..., Found]) -> None:
+    """The copy's slot waits for every transaction of the server; the subscription's drop must not wait for the slot."""
+    cluster = found(2, keyspace=None)
+    cluster.shard("s1").execute(
+        "CREATE TABLE r (id int PRIMARY KEY); CREATE TABLE q (id int PRIMARY KEY); CREATE TABLE other (id int)"
+    )
+    cluster.adopt("r", kind="reference")
+    synced(cluster, "s1", "s2")
+    with psycopg.connect(cluster.dsns.shards["s1"]) as writer:
+        writer.execute("INSERT INTO other VALUES (1)")
+        cluster.adopt("q", kind="reference")
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'walsender' "
+            "AND wait_event = 'transactionid'"
+        )
+        deadline = time.monotonic() + 30
+        while cluster.ask("s1", waiting) == 0:
+            assert time.monotonic() < deadline, "no first copy waits"
+        started = time.monotonic()
+        shards.remove_shard(cluster.catalog, "s2")
+        assert time.monotonic() - started < 30
+    assert streams(cluster, "s1", "s2") == {"s1": (1, 0, 0), "s2": (0, 0, 0)}
+
+
 def test_shard_migrations_are_checked_by_status(found: Callable[..., Found]) -> None:
     cluster = found(1, keyspace=None)
     cluster.shard("s1").execute("DELETE FROM shardwright.migrations")

@@ -158,12 +158,49 @@ def unsubscribe(there: psycopg.Connection, home: psycopg.Connection | None, name
     if _has_subscription(there, name):
         identifier = sql.Identifier(name)
         there.execute(sql.SQL("ALTER SUBSCRIPTION {} DISABLE").format(identifier))
+        if home is not None:
+            _end_first_copies(there, home, name)
         # Without a slot of its own, DROP SUBSCRIPTION does not need the publisher.
         with there.transaction():
+            there.execute("SET LOCAL statement_timeout = '60s'")
             there.execute(sql.SQL("ALTER SUBSCRIPTION {} SET (slot_name = NONE)").format(identifier))
             there.execute(sql.SQL("DROP SUBSCRIPTION {}").format(identifier))
     if home is not None:
         drop_slot(home, name)
+
+
+def _end_first_copies(there: psycopg.Connection, home: psycopg.Connection, name: str, patience: float = 30.0) -> None:
+    """End a disabled subscription's first copies, and drop their slots, before its drop would.
+
+    DROP SUBSCRIPTION waits for them in a transaction, and a slot that is being made waits for every transaction of its
+    server: where both databases are on one server each waits for the other, and PostgreSQL sees no deadlock.
+    """
+    deadline = time.monotonic() + patience
+    workers = (
+        "SELECT s.pid FROM pg_stat_subscription s JOIN pg_subscription p ON p.oid = s.subid "
+        "WHERE p.subname = %s AND s.relid IS NOT NULL AND s.pid IS NOT NULL "
+        "AND subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+    while pids := [row[0] for row in there.execute(workers, (name,)).fetchall()]:
+        if time.monotonic() > deadline:
+            raise errors.StreamStalled(
+                f"the first copy of subscription {name} does not end (pid {pids[0]})",
+                fix=f"SELECT pg_terminate_backend({pids[0]}) there, then run this again",
+            )
+        there.execute("SELECT pg_terminate_backend(pid) FROM unnest(%s::int[]) AS pid", (pids,))
+        time.sleep(0.02)
+    row = there.execute(
+        "SELECT s.oid::text FROM pg_subscription s "
+        "WHERE subname = %s AND subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())",
+        (name,),
+    ).fetchone()
+    if row is None:
+        return
+    slots = "SELECT slot_name, active_pid FROM pg_replication_slots WHERE starts_with(slot_name, %s)"
+    for slot, pid in home.execute(slots, (f"pg_{row[0]}_sync_",)).fetchall():
+        if pid is not None:
+            home.execute("SELECT pg_terminate_backend(%s)", (pid,))
+        drop_slot(home, slot)
 
 
 def drop_slot(home: psycopg.Connection, name: str, patience: float = 30.0) -> None:

@@ -65,6 +65,7 @@ class Endpoint:
             if not server.execute("SELECT FROM pg_database WHERE datname = %s", (name,)).fetchall():
                 return
         with self.connect(name) as inside:
+            inside.execute("SET statement_timeout = '60s'")
             rows = inside.execute(
                 "SELECT subname FROM pg_subscription WHERE subdbid ="
                 " (SELECT oid FROM pg_database WHERE datname = current_database())"
