@@ -145,8 +145,7 @@ def _partitions(facts: Mapping[str, Any], layout: Layout, role: Role) -> list[tu
         return [
             (
                 f"is partitioned by {layout.partition_by}, and no policy says how",
-                'declare it: time_partitioned("COLUMN", every="1 month"); its partitions are taken over by '
-                "`shardwright partition adopt`",
+                'declare it: time_partitioned("COLUMN", every="1 month")',
             )
         ]
     column = policy.column

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -11,6 +10,7 @@ from sqlalchemy import MetaData
 from shardwright import errors
 from shardwright.catalog import tables
 from shardwright.cli.app import DEFAULTS, Answer, Common
+from shardwright.cli.moments import asked_moment
 from shardwright.cli.output import Part, Table
 from shardwright.cli.reshard_drive import Interrupts
 from shardwright.cli.reshard_screen import size
@@ -74,7 +74,7 @@ def convert(
             next_steps=[f"shardwright partition convert {table} --dry-run"],
         )
     declaration = _declaration(schema, name, by, every, keep, ahead, holds, zone, declared)
-    moment = _moment(until)
+    moment = asked_moment(until)
     if dry_run:
         made = converting.plan(dsn, schema, name, declaration, extend_key=extend_key, until=moment)
         return Answer(made.to_json(), _planned(made), next_steps=[f"shardwright partition convert {table}"])
@@ -140,16 +140,6 @@ def _declared(schema: str, name: str, declared: str) -> Declaration:
             if (one.schema, one.table) == (schema, name):
                 return one.declaration
     raise errors.BadDeclaration(f"{declared} declares nothing of {schema}.{name}", fix="name where it is declared")
-
-
-def _moment(text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise errors.BadOption(f"not a moment: {text!r}", fix="ISO 8601, such as 2026-12-31T00:00+00:00") from error
-    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
 def _planned(made: ConvertPlan) -> list[Part]:

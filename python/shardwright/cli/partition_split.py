@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -12,6 +11,7 @@ from cyclopts import Parameter
 from shardwright import errors
 from shardwright.catalog import tables
 from shardwright.cli.app import DEFAULTS, Answer, Common
+from shardwright.cli.moments import asked_moment
 from shardwright.cli.output import Output, Part, Table
 from shardwright.cli.reshard_drive import Interrupts
 from shardwright.cli.reshard_screen import size
@@ -135,18 +135,15 @@ def _progress(progress: Progress) -> str:
 
 
 def _since(dsn: str, schema: str, name: str, text: str | None) -> int | None:
-    if text is None:
+    moment = asked_moment(text)
+    if moment is None:
         return None
     from shardwright.partition import calendar
     from shardwright.partition.fleet import Fleet
 
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise errors.BadOption(f"not a moment: {text!r}", fix="ISO 8601, such as 2026-01-01") from error
     with Fleet(dsn, [(schema, name)]) as fleet:
         table = fleet.tables[0]
-        return calendar.now_on_axis(table.policy, table.key, found if found.tzinfo else found.replace(tzinfo=UTC))
+        return calendar.now_on_axis(table.policy, table.key, moment)
 
 
 def _planned(made: SplitPlan) -> list[Part]:

@@ -164,16 +164,7 @@ class Bringing:
         raise self._unfit("has rows that are not those of the archive", "look at them, then run this again")
 
     def _mark(self, state: str) -> None:
-        marks.write(
-            self.site.connection,
-            self.site.schema,
-            self.one.name,
-            parent=self.site.table.table_name,
-            lower=self.one.lower,
-            upper=self.one.upper,
-            role=self.one.role,
-            state=state,
-        )
+        self.site.mark(self.one, state)
 
     def load(self, made: Manifest, store: Store) -> None:
         """Load the rows of one archive that belong here.

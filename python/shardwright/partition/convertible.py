@@ -83,7 +83,7 @@ def explain(name: str, shard: str, found: list[Reason]) -> errors.UnfitTable:
 def _body(table: OrdinaryTable) -> Iterator[Reason]:
     kinds = {"p": "is partitioned already", "f": "is a foreign table", "v": "is a view", "m": "is a materialized view"}
     if table.relkind == "p":
-        yield Reason(kinds["p"], f"shardwright partition adopt {table.name}")
+        yield Reason(kinds["p"], "declare its policy as it is: shardwright table register")
     elif table.relkind != "r":
         yield Reason(kinds.get(table.relkind, "is no table"), "name an ordinary table")
     if table.leaf:

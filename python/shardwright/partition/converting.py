@@ -12,10 +12,9 @@ import psycopg
 
 from shardwright import errors, failpoints
 from shardwright.catalog import guards, sites
-from shardwright.partition import calendar, carried, codecs, convert_plan, jobs, leaves, marks, moments, ordinary, swap
+from shardwright.partition import calendar, carried, codecs, convert_plan, jobs, leaves, moments, ordinary, swap
 from shardwright.partition.convert_plan import ConvertPlan
 from shardwright.partition.jobs import Job
-from shardwright.partition.shapes import Partition
 from shardwright.partition.site import PartitionSite
 from shardwright.routing.predicates import quote_identifier as ident
 from shardwright.routing.shard_map import ShardMap
@@ -143,17 +142,4 @@ def _finish(site: PartitionSite, planned: ConvertPlan, shard_map: ShardMap) -> N
                 else f"ADD CONSTRAINT {leaves.LASTING_CHECK} CHECK {lasting}"
             )
             connection.execute(f"ALTER TABLE {leaf} {text}".encode())
-        _mark(site, one)
-
-
-def _mark(site: PartitionSite, one: Partition) -> None:
-    marks.write(
-        site.connection,
-        site.schema,
-        one.name,
-        parent=site.table.table_name,
-        lower=one.lower,
-        upper=one.upper,
-        role=one.role,
-        state="attached",
-    )
+        site.mark(one, "attached")

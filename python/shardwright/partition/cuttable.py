@@ -24,10 +24,12 @@ def reasons(site: PartitionSite, fat: Partition) -> list[tuple[str, str]]:
     if standing is None or not standing.attached or standing.pending:
         return [(f"has no attached partition {fat.name}", "shardwright partition status")]
     if not standing.marked:
-        return [(f"has a partition {fat.name} without our mark", f"shardwright partition adopt {table}")]
+        return [(f"has a partition {fat.name} without our mark", f"ALTER TABLE {table} DETACH PARTITION {fat.name}")]
     found: list[tuple[str, str]] = []
     if leaves.bounds_of(site, standing) != fat.span:
-        found.append((f"has {fat.name} with other bounds than declared", f"shardwright partition adopt {table}"))
+        found.append(
+            (f"has {fat.name} with other bounds than declared", f"attach it to {table} with those bounds again")
+        )
     parent = ordinary.read(site.connection, site.schema, site.table.table_name)
     if not key_of(parent):
         found.append(

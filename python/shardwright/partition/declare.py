@@ -242,8 +242,7 @@ def _gaps(
         Finding(
             "gap",
             f"{table.full_name}: no partition is declared for {told(table, low, high)}; rows of that time are refused",
-            "raise the policy's `ahead` so that windows are made up to there, or adopt what should cover it: "
-            f"shardwright partition adopt {table.full_name}",
+            "raise the policy's `ahead` so that windows are made up to there, and shardwright table register",
             table.full_name,
             severity=HUMAN,
             facts={"lower": low, "upper": high},

@@ -118,7 +118,7 @@ def _fits(work: _Work) -> bool:
         work.say(
             "default-partition",
             f"{default.name} is a DEFAULT partition: it would be locked and read through at each new window",
-            f"shardwright partition adopt {name}",
+            f"move its rows away and detach it: ALTER TABLE {name} DETACH PARTITION {default.name}",
             leaf=default.name,
         )
     else:
@@ -152,7 +152,7 @@ def _wanted(work: _Work, leaves: dict[str, Leaf]) -> list[Partition]:
                         "other-bounds",
                         f"{leaf.name} goes from {told(work.table, *leaf.span)}, and is declared "
                         f"from {told(work.table, *one.span)}",
-                        f"shardwright partition adopt {work.table.full_name}",
+                        "attach it with the declared bounds again, or " + _take_out(work, leaf.name),
                         leaf=leaf.name,
                     )
         elif leaf is not None and leaf.stranger:
@@ -176,7 +176,7 @@ def _wanted(work: _Work, leaves: dict[str, Leaf]) -> list[Partition]:
             work.say(
                 "in-the-way",
                 f"{one.name} cannot be attached: {', '.join(others)} covers a part of it",
-                f"shardwright partition adopt {work.table.full_name}",
+                _take_out(work, others[0]),
                 leaf=one.name,
             )
         else:
@@ -244,7 +244,7 @@ def _unknown(work: _Work, leaves: dict[str, Leaf]) -> None:
                 work.say(
                     "extra",
                     f"{leaf.name} carries our mark, and the catalog does not list it",
-                    f"shardwright partition adopt {work.table.full_name}",
+                    _take_out(work, leaf.name),
                     leaf=leaf.name,
                 )
             else:
@@ -259,11 +259,17 @@ def _unknown(work: _Work, leaves: dict[str, Leaf]) -> None:
             )
 
 
+def _take_out(work: _Work, name: str) -> str:
+    """How a person takes a partition out of the table and keeps its rows."""
+    table = work.table.full_name
+    return f"ALTER TABLE {table} DETACH PARTITION {name}, then insert its rows into {table}"
+
+
 def _say_unmarked(work: _Work, leaf: Leaf) -> None:
     work.say(
         "unmarked-leaf",
         f"{leaf.name} is a partition without our mark: it is never detached or dropped",
-        f"shardwright partition adopt {work.table.full_name}",
+        "leave it, or " + _take_out(work, leaf.name),
         leaf=leaf.name,
     )
 

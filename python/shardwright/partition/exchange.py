@@ -203,16 +203,7 @@ def _give_way(site: PartitionSite, work: Cutting, inbound: tuple[Facts, ...]) ->
     row = connection.execute("SELECT clock_timestamp()").fetchone()
     marks.set_state(connection, work.schema, [work.fat], "replaced", detached_at=row[0] if row else None)
     for piece in work.pieces:
-        marks.write(
-            connection,
-            work.schema,
-            piece.name,
-            parent=work.parent,
-            lower=piece.lower,
-            upper=piece.upper,
-            role=piece.role,
-            state="attached",
-        )
+        site.mark(piece, "attached")
 
 
 def _foreign_keys(connection: psycopg.Connection, work: Cutting) -> list[str]:

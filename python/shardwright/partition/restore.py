@@ -8,13 +8,13 @@ Nothing is declared before every shard is ready; after that, the next tick would
 
 from __future__ import annotations
 
-import contextlib
+import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 
-from shardwright import errors, failpoints
+from shardwright import engines, errors, failpoints
 from shardwright.catalog import archives, maps, operations, roster, windows
 from shardwright.catalog.windows import CatalogWindow
 from shardwright.partition import archive, archived_columns, calendar, finding, leaves, marks
@@ -27,6 +27,8 @@ from shardwright.partition.site import LOCK_CLASS, PATIENCE
 from shardwright.partition.steps import attach, guard
 from shardwright.routing.policy import Span
 from shardwright.routing.predicates import owned_sql, quote_identifier
+
+_log = logging.getLogger(__name__)
 
 #: How long a restored window is kept unless said otherwise.
 KEEP = "7 days"
@@ -206,8 +208,12 @@ class _Restore:
                 self._declare()
             except BaseException:
                 for part in self.parts:
-                    with contextlib.suppress(Exception):
+                    try:
                         part.undo()
+                    except Exception as error:  # noqa: BLE001 - what broke it off is raised below
+                        _log.warning(
+                            "a part of the restore could not be undone: %s", engines.redact(str(error).strip())
+                        )
                 raise
             failpoints.reach("partition.restore_declared")
             for part in self.parts:

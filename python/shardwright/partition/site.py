@@ -15,7 +15,8 @@ from shardwright import errors
 from shardwright.catalog import ddl, locking
 from shardwright.catalog.roster import Shard
 from shardwright.catalog.tables import RegisteredTable
-from shardwright.partition import codecs
+from shardwright.partition import codecs, marks
+from shardwright.partition.shapes import Partition
 from shardwright.routing.policy import Policy
 
 _Result = TypeVar("_Result")
@@ -96,6 +97,24 @@ class PartitionSite:
         low = codecs.bound(self.policy, self.key, lower, "lower", self.column_type)
         high = codecs.bound(self.policy, self.key, upper, "upper", self.column_type)
         return ddl.printed(f"FOR VALUES FROM ({low}) TO ({high})")
+
+    def mark(self, one: Partition, state: str) -> None:
+        """Mark a table that is there as a partition of ours; a mark that it has is replaced.
+
+        Args:
+            one: the partition.
+            state: ``made``, ``attached``, ``detached`` or ``archived``.
+        """
+        marks.write(
+            self.connection,
+            self.schema,
+            one.name,
+            parent=self.table.table_name,
+            lower=one.lower,
+            upper=one.upper,
+            role=one.role,
+            state=state,
+        )
 
     @contextmanager
     def locked(self) -> Iterator[None]:

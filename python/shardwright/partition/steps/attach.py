@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shardwright import errors, failpoints
-from shardwright.partition import leaves, marks
+from shardwright.partition import leaves
 from shardwright.partition.plan import Step
 from shardwright.partition.site import PartitionSite
 
@@ -31,16 +31,7 @@ def run(site: PartitionSite, step: Step) -> None:
 
     def attach() -> None:
         leaves.attach(site, step.partition)
-        marks.write(
-            site.connection,
-            site.schema,
-            step.name,
-            parent=site.table.table_name,
-            lower=step.lower,
-            upper=step.upper,
-            role=step.role,
-            state="attached",
-        )
+        site.mark(step.partition, "attached")
         failpoints.reach("partition.attaching")
 
     site.patiently(attach, also=[step.name])

@@ -17,7 +17,7 @@ from psycopg import sql
 
 from shardwright import errors, failpoints
 from shardwright.catalog import ddl
-from shardwright.partition import codecs, leaves, marks
+from shardwright.partition import codecs, leaves
 from shardwright.partition.plan import Step
 from shardwright.partition.shapes import Partition
 from shardwright.partition.site import PartitionSite
@@ -53,7 +53,7 @@ def run(site: PartitionSite, step: Step) -> None:
         _move_rows(site, step.name, windows)
         for one in (*windows, step.partition):
             leaves.attach(site, one)
-            _mark(site, one)
+            site.mark(one, "attached")
         failpoints.reach("partition.guard_narrowed")
 
     site.patiently(give_way, also=[step.name], readers=True)
@@ -88,19 +88,6 @@ def _ours(site: PartitionSite, name: str) -> leaves.Standing:
             table=site.table.name,
         )
     return standing
-
-
-def _mark(site: PartitionSite, one: Partition) -> None:
-    marks.write(
-        site.connection,
-        site.schema,
-        one.name,
-        parent=site.table.table_name,
-        lower=one.lower,
-        upper=one.upper,
-        role=one.role,
-        state="attached",
-    )
 
 
 def _move_rows(site: PartitionSite, guard: str, windows: Sequence[Partition]) -> None:
