@@ -1,1 +1,1 @@
-"""The demo of time partitions: days go by on three shards, a live table becomes partitioned, is split, and moves."""
+"""A platform whose days go by on three shards, and a judge of its windows that shares nothing with the calendar."""

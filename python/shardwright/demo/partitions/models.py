@@ -1,14 +1,13 @@
-"""The demo's partitioned tables, and the one that becomes partitioned, as an application declares them."""
+"""The simulated platform's partitioned tables, as an application declares them."""
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Date, DateTime, Integer, MetaData, SmallInteger, Table, Text
+from sqlalchemy import BigInteger, Column, Date, DateTime, MetaData, Table, Text
 
 from shardwright.routing.tables import sharded_by, time_partitioned
 
-#: The keyspaces of users, and of everything that belongs to a plane.
+#: The keyspace of users.
 USERS = "users"
-PLANES = "tailnum"
 
 
 def platform(archive: str | None = None, grace: str | None = "7 days") -> MetaData:
@@ -48,30 +47,5 @@ def platform(archive: str | None = None, grace: str | None = "7 days") -> MetaDa
         Column("id", BigInteger, primary_key=True, autoincrement=False),
         Column("name", Text, nullable=False, index=True),
         info=kept("log_date", "1 day", "30 days"),
-    )
-    return made
-
-
-def flights() -> MetaData:
-    """One plain table of all flights, sharded by tail number; `checked_in` is not of the data set: writers count with it."""
-    made = MetaData()
-    plain = ("dep_time", "sched_dep_time", "dep_delay", "arr_time", "sched_arr_time", "arr_delay")
-    Table(
-        "flights",
-        made,
-        Column("tailnum", Text, primary_key=True),
-        Column("time_hour", DateTime(timezone=True), primary_key=True),
-        Column("id", Integer, primary_key=True, autoincrement=False),
-        *(Column(name, SmallInteger, nullable=False) for name in ("year", "month", "day")),
-        *(Column(name, Integer) for name in plain),
-        Column("carrier", Text, nullable=False),
-        Column("flight", Integer, nullable=False),
-        Column("origin", Text, nullable=False),
-        Column("dest", Text, nullable=False, index=True),
-        Column("air_time", Integer),
-        Column("distance", Integer, nullable=False),
-        *(Column(name, SmallInteger, nullable=False) for name in ("hour", "minute")),
-        Column("checked_in", Integer, nullable=False, server_default="0"),
-        info=sharded_by("tailnum", PLANES),
     )
     return made
