@@ -1,6 +1,7 @@
 # Needed: Python 3.11 or newer, make, a C compiler, cargo. Everything else goes into .venv.
 #
 #   make demo      the main job on real servers        make test      the tests
+#   make example   examples/platform on three shards
 #   make check     all that CI runs                    make bench     the benchmarks
 #   make test-all  the slow tests too                  make wheel     an abi3 wheel, tried without cargo
 #   make mutants   break the code on purpose; the tests must notice
@@ -22,13 +23,16 @@ SOURCES := pyproject.toml $(wildcard Cargo.*) $(shell find rust migrations -type
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo test test-all test-oldest check gates bench wheel mutants docs fmt clean
+.PHONY: help demo example test test-all test-oldest check gates bench wheel mutants docs fmt clean
 
 help:
 	@sed -n '/^#  /s/^#//p' Makefile
 
 demo: $(VENV)/.made-demo
 	$(BIN)/shardwright demo
+
+example: $(VENV)/.made-demo
+	$(BIN)/python examples/platform/run.py
 
 test: $(VENV)/.made-test
 	$(PYTEST) -m "not slow" $(TESTS)
