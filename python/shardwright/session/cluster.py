@@ -24,6 +24,7 @@ from shardwright.session.instances import MappedKey, mapped_key
 from shardwright.session.opening import translate_errors
 from shardwright.session.refresh import Directory, Mode, Router
 from shardwright.session.session import ShardSession
+from shardwright.session.waiting import InThreads, Waiting
 from shardwright.session.wire import GuardedConnection
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class Cluster:
         self._making = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
         self._timelines: dict[str, int] = {}
+        #: how sessions wait that are used from threads
+        self.waiting: Waiting = InThreads(self._executor)
         self._mapped: WeakKeyDictionary[Mapper[Any], MappedKey] = WeakKeyDictionary()
         self._mergings: dict[Any, Merging] = {}
         #: whether a function of the databases is an aggregate, for each name that was asked
@@ -182,7 +185,7 @@ class Cluster:
             with factory(key=key, keyspace=keyspace, **session_options) as session, session.begin():
                 return work(session)
 
-        return retries.replay(once, deadline, attempts)
+        return retries.replay(self.waiting, once, deadline, attempts)
 
     def commit_outcome(self, error: errors.CommitUnknown, *, patience: float = 10.0) -> outcomes.Outcome:
         """Find out what became of a transaction whose COMMIT was not answered.
@@ -198,7 +201,7 @@ class Cluster:
         Raises:
             ShardUnavailable: the shard cannot be reached.
         """
-        return outcomes.find_out(self.engine, error, patience)
+        return outcomes.find_out(self.waiting, self.engine, error, patience)
 
     def engine(self, shard: str) -> Engine:
         """The SQLAlchemy engine of a shard: for work that is none of the sessions'. It checks nothing.
@@ -241,9 +244,13 @@ class Cluster:
         """What is known of the catalog."""
         return self._router.now
 
-    def patience(self) -> retries.Patience:
-        """How a session waits out a handover."""
-        return retries.Patience(self._router, self.map_wait)
+    def patience(self, waiting: Waiting) -> retries.Patience:
+        """How a session waits out a handover.
+
+        Args:
+            waiting: how it waits at all.
+        """
+        return retries.Patience(self._router, waiting, self.map_wait)
 
     def declaration(self, table: selectable.TableClause) -> Declaration | None:
         """What a table is declared to be, by itself or by the catalog."""
@@ -273,8 +280,7 @@ class Cluster:
             found = self._mapped[mapper] = mapped_key(mapper, self.declaration)
         return found
 
-    @property
-    def threads(self) -> ThreadPoolExecutor:
+    def _executor(self) -> ThreadPoolExecutor:
         """Threads in which shards are asked at the same time."""
         with self._making:
             if self._threads is None:

@@ -9,7 +9,8 @@ import sqlalchemy as sa
 
 from shardwright import errors
 from shardwright.session.opening import driver_of
-from shardwright.session.retries import Backoff, sleep
+from shardwright.session.retries import Backoff
+from shardwright.session.waiting import Waiting
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -17,10 +18,13 @@ if TYPE_CHECKING:
 Outcome = Literal["committed", "aborted", "unknown"]
 
 
-def find_out(engine_of: Callable[[str], Engine], error: errors.CommitUnknown, patience: float) -> Outcome:
+def find_out(
+    waiting: Waiting, engine_of: Callable[[str], Engine], error: errors.CommitUnknown, patience: float
+) -> Outcome:
     """Ask the shard; see `Cluster.commit_outcome`.
 
     Args:
+        waiting: how to wait.
         engine_of: gives a shard's engine.
         error: what was raised.
         patience: seconds to wait.
@@ -40,7 +44,7 @@ def find_out(engine_of: Callable[[str], Engine], error: errors.CommitUnknown, pa
             return "committed" if status == "committed" else "aborted"
         if status != "in progress" or backoff.is_over:
             return "unknown"
-        sleep(backoff.pause())
+        waiting.pause(backoff.pause())
 
 
 def _status(engine: Engine, number: int, timeline: object) -> str:

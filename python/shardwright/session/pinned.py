@@ -83,7 +83,7 @@ class Pinned:
                 opening.begin(connection, ranges, ahead=self._ahead, writes=self._writes)
                 return connection
             except (EntryRefused, ConnectionLost) as refused:
-                patience = patience or self._cluster.patience()
+                patience = patience or self._session.patience()
                 patience.after(refused, self._route.map_version)
 
     # ------------------------------------------------------------------ statements
@@ -105,7 +105,7 @@ class Pinned:
                 lost = isinstance(refused, ConnectionLost)
                 if lost and (refused.had_run or plan is None or plan.writes):
                     raise
-                patience = patience or self._cluster.patience()
+                patience = patience or self._session.patience()
                 forget_connections(self._session)
                 patience.after(refused, version)
             finally:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import sqlalchemy as sa
 
 from shardwright import errors
 from shardwright.session.faults import REPLAYABLE, sqlstate_of
+from shardwright.session.waiting import Waiting
 
 if TYPE_CHECKING:
     from shardwright.session.refresh import Router
@@ -48,11 +50,13 @@ class Patience:
 
     Args:
         router: whose map.
+        waiting: how the session waits.
         seconds: how long in all.
     """
 
-    def __init__(self, router: Router, seconds: float) -> None:
+    def __init__(self, router: Router, waiting: Waiting, seconds: float) -> None:
         self._router = router
+        self._waiting = waiting
         self._seconds = seconds
         self._backoff = Backoff(seconds)
 
@@ -75,23 +79,15 @@ class Patience:
                 fix="run the transaction again; `shardwright reshard status` shows what is being handed over",
                 **error.facts,
             ) from error
-        if self._router.refresh(beyond=version).map.version == version:
-            self._router.wait(version, self._backoff.pause())
+        if self._waiting.aside(partial(self._router.refresh, version)).map.version == version:
+            self._waiting.aside(partial(self._router.wait, version, self._backoff.pause()))
 
 
-def sleep(seconds: float) -> None:
-    """Wait; the one place where sessions do nothing on purpose.
-
-    Args:
-        seconds: for how long.
-    """
-    time.sleep(seconds)
-
-
-def replay(once: Callable[[], T], deadline: float, attempts: int | None) -> T:
+def replay(waiting: Waiting, once: Callable[[], T], deadline: float, attempts: int | None) -> T:
     """Call until it succeeds or fails for good.
 
     Args:
+        waiting: how to wait between two attempts.
         once: one attempt, a whole transaction.
         deadline: seconds within which a new attempt may start.
         attempts: how many at most; None: any number.
@@ -108,4 +104,4 @@ def replay(once: Callable[[], T], deadline: float, attempts: int | None) -> T:
             may_heal = isinstance(error, errors.ShardMoved) or sqlstate_of(error) in REPLAYABLE
             if not may_heal or backoff.is_over or made == attempts:
                 raise
-        sleep(backoff.pause())
+        waiting.pause(backoff.pause())

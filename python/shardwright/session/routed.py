@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -142,9 +143,9 @@ class Routed:
             except (EntryRefused, ConnectionLost) as refused:
                 if refused.had_run or (isinstance(refused, ConnectionLost) and target.writes):
                     # The next attempt begins with a map that knows.
-                    self._cluster.refresh(beyond=target.version)
+                    self._session.waiting.aside(partial(self._cluster.refresh, target.version))
                     raise
-                patience = patience or self._cluster.patience()
+                patience = patience or self._session.patience()
                 self._shards.forget(str(refused.facts["shard"]))
                 patience.after(refused, target.version)
             finally:
@@ -156,7 +157,7 @@ class Routed:
         if isinstance(target, Some):
             return self._ask_some(target)
         if isinstance(target, Everywhere):
-            return self._ask_all(target, patience or self._cluster.patience())
+            return self._ask_all(target, patience or self._session.patience())
         return self._shards.enter(target.shard, target.ranges)
 
     def _explicit(self, arguments: dict[str, Any]) -> Target | None:
@@ -178,7 +179,7 @@ class Routed:
         """Shards that serve some keys each: they are read through the ranges that were entered."""
         self._shards.open_all(target.ranges, whole=False)
         connections = {shard: self._shards.connection(shard) for shard in target.ranges}
-        return Scatter(self._cluster, target.plan, target.merging, connections, target.points)
+        return Scatter(self._cluster, self._session.waiting, target.plan, target.merging, connections, target.points)
 
     def _ask_all(self, target: Everywhere, patience: Patience) -> Scatter:
         """Every shard that serves a part of the keyspace."""
@@ -203,7 +204,7 @@ class Routed:
                     self._shards.driver(shard).served = None
             patience.after(_handed_over(keyspace), shard_map.version)
         connections = {shard: self._shards.connection(shard) for shard in shards}
-        return Scatter(self._cluster, target.plan, target.merging, connections, narrow)
+        return Scatter(self._cluster, self._session.waiting, target.plan, target.merging, connections, narrow)
 
     # ------------------------------------------------------------------ objects
 
@@ -258,7 +259,7 @@ class Routed:
                 found: Connection = Session._connection_for_bind(self._session, engine)
                 return found
             except (EntryRefused, ConnectionLost) as refused:
-                patience = patience or self._cluster.patience()
+                patience = patience or self._session.patience()
                 patience.after(refused, version)
 
     @contextmanager

@@ -7,8 +7,7 @@ must tile the keyspace. While rows of others are on a shard, it is read through 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, CursorResult
@@ -20,11 +19,10 @@ from shardwright.routing.multirange import Multirange
 from shardwright.routing.statement import Plan
 from shardwright.session.merge import Merger
 from shardwright.session.narrowing import OwnedRow
+from shardwright.session.waiting import Waiting, together
 
 if TYPE_CHECKING:
     from shardwright.session.cluster import Cluster
-
-T = TypeVar("T")
 
 _DEFAULT_COLLATION = """
 SELECT pg_catalog.current_setting('server_encoding') = 'UTF8'
@@ -38,7 +36,8 @@ class Scatter:
     """Shards that are open for one statement.
 
     Args:
-        cluster: whose threads ask them.
+        cluster: knows the keyspaces, and what was asked of the databases before.
+        waiting: how they are asked at the same time.
         plan: of the statement.
         merging: how the answers are put together.
         connections: a connection a shard, its transaction begun.
@@ -48,12 +47,14 @@ class Scatter:
     def __init__(
         self,
         cluster: Cluster,
+        waiting: Waiting,
         plan: Plan,
         merging: Merging,
         connections: Mapping[str, Connection],
         narrow: Mapping[str, Multirange],
     ) -> None:
         self._cluster = cluster
+        self._waiting = waiting
         self._plan = plan
         self._merging = merging
         self._connections = connections
@@ -88,7 +89,7 @@ class Scatter:
 
             return ask
 
-        answers = in_parallel(self._cluster, [asking(*item) for item in self._connections.items()])
+        answers = together(self._waiting, [asking(*item) for item in self._connections.items()])
         first = answers[0][0]
         assert first.cursor is not None
         types: list[Any] = [column[1] for column in first.cursor.description]
@@ -135,32 +136,6 @@ class Scatter:
     def _ask_first(self, text: str, params: dict[str, Any]) -> Sequence[Any]:
         connection = next(iter(self._connections.values()))
         return connection.exec_driver_sql(text, params).fetchall()
-
-
-def in_parallel(cluster: Cluster, calls: Sequence[Callable[[], T]]) -> list[T]:
-    """Make calls at the same time, the first one in this thread.
-
-    Args:
-        cluster: whose threads.
-        calls: what to do.
-
-    Returns:
-        What they returned, in their order.
-
-    Raises:
-        Whatever the first call that failed raised, once all have ended.
-    """
-    futures: list[Future[T]] = [cluster.threads.submit(call) for call in calls[1:]]
-    failure: BaseException | None = None
-    found: list[T] = []
-    for at, call in enumerate(calls):
-        try:
-            found.append(call() if at == 0 else futures[at - 1].result())
-        except BaseException as error:  # noqa: BLE001 - raised below, when no call uses its connection any more
-            failure = failure or error
-    if failure is not None:
-        raise failure
-    return found
 
 
 def check_tiling(cluster: Cluster, keyspace: str, served: Mapping[str, Multirange]) -> bool:

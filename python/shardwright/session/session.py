@@ -22,6 +22,7 @@ from shardwright.session.scatter import Scatter
 
 if TYPE_CHECKING:
     from shardwright.session.cluster import Cluster
+    from shardwright.session.retries import Patience
 
 _NO_KEY: Any = object()
 
@@ -76,6 +77,8 @@ class ShardSession(Session):
             begins_with["postgresql_readonly"] = read_only
         super().__init__(None, **options)
         self.cluster = cluster
+        #: how it waits for others
+        self.waiting = cluster.waiting
         strict = (reads or cluster.reads) == "strict"
         self._way: Pinned | Routed
         if key is _NO_KEY:
@@ -84,6 +87,10 @@ class ShardSession(Session):
             self._way = Routed(self, strict, begins_with)
         else:
             self._way = Pinned(self, key, _keyspace(cluster, keyspace, model), strict, begins_with)
+
+    def patience(self) -> Patience:
+        """How this session waits out a handover."""
+        return self.cluster.patience(self.waiting)
 
     # ------------------------------------------------------------------ where SQLAlchemy asks
 

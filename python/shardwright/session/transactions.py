@@ -13,8 +13,8 @@ from sqlalchemy.orm import Session
 from shardwright.session import opening
 from shardwright.session.faults import translate
 from shardwright.session.pinned import forget_connections
-from shardwright.session.scatter import in_parallel
 from shardwright.session.targets import one_shard_only
+from shardwright.session.waiting import together
 from shardwright.session.wire import GuardedConnection
 
 if TYPE_CHECKING:
@@ -132,8 +132,8 @@ class ShardTransactions:
             # One after the other and in one order: two sessions cannot wait for each other's pools in a circle.
             for shard in new:
                 made[shard] = self.engine(shard).checkout(self._options)
-            in_parallel(
-                self._cluster,
+            together(
+                self._session.waiting,
                 [self._opener(shard, made.get(shard), set(wanted[shard]), whole) for shard in sorted(wanted)],
             )
         except BaseException:

@@ -1,0 +1,100 @@
+"""How a session waits: one set of code, for threads and, through SQLAlchemy's greenlet bridge, for tasks.
+
+Sessions decide in plain functions. Where they would block on something else than their own connection, or do several
+things at the same time, they ask their `Waiting`, and know nothing of threads or of an event loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Pending(Protocol[T_co]):
+    """A call that goes on meanwhile."""
+
+    def result(self) -> T_co:
+        """What it returned, once it has ended; raises what it raised."""
+        ...
+
+
+class Waiting(Protocol):
+    """How a session waits."""
+
+    def start(self, call: Callable[[], T]) -> Pending[T]:
+        """Let a call go on while this one continues; whoever starts it asks for its result, come what may.
+
+        Args:
+            call: what to do. It uses connections that nobody else uses until it has ended.
+        """
+        ...
+
+    def pause(self, seconds: float) -> None:
+        """Do nothing for a time.
+
+        Args:
+            seconds: how long.
+        """
+        ...
+
+    def aside(self, call: Callable[[], T]) -> T:
+        """Make a call that blocks its thread, on the catalog or on a condition, without holding up anybody else.
+
+        Args:
+            call: what to do.
+        """
+        ...
+
+
+class InThreads:
+    """For sessions that are used from threads, which may be blocked.
+
+    Args:
+        executor: threads in which calls go on.
+    """
+
+    def __init__(self, executor: Callable[[], Executor]) -> None:
+        self._executor = executor
+
+    def start(self, call: Callable[[], T]) -> Future[T]:
+        """See `Waiting.start`."""
+        return self._executor().submit(call)
+
+    def pause(self, seconds: float) -> None:
+        """See `Waiting.pause`."""
+        time.sleep(seconds)
+
+    def aside(self, call: Callable[[], T]) -> T:
+        """See `Waiting.aside`."""
+        return call()
+
+
+def together(waiting: Waiting, calls: Sequence[Callable[[], T]]) -> list[T]:
+    """Make calls at the same time, the first one here.
+
+    Args:
+        waiting: how.
+        calls: what to do.
+
+    Returns:
+        What they returned, in their order.
+
+    Raises:
+        Whatever the first call that failed raised, once all have ended.
+    """
+    pending: list[Pending[Any]] = [waiting.start(call) for call in calls[1:]]
+    failure: BaseException | None = None
+    found: list[T] = []
+    for at, call in enumerate(calls):
+        try:
+            found.append(call() if at == 0 else pending[at - 1].result())
+        except BaseException as error:  # noqa: BLE001 - raised below, when no call uses its connection any more
+            failure = failure or error
+    if failure is not None:
+        raise failure
+    return found
