@@ -13,19 +13,17 @@ from sqlalchemy.orm import Mapper
 from sqlalchemy.orm import sessionmaker as _sessionmaker
 from sqlalchemy.sql import selectable
 
-from shardwright import engines, errors
-from shardwright.catalog.roster import Shard
+from shardwright import errors
 from shardwright.routing.merging import Merging, merging
 from shardwright.routing.shard_map import ShardMap
 from shardwright.routing.statement import Planner, is_portable
 from shardwright.routing.tables import Declaration, declaration_of
 from shardwright.session import outcomes, retries
 from shardwright.session.instances import MappedKey, mapped_key
-from shardwright.session.opening import translate_errors
+from shardwright.session.pools import ShardEngines
 from shardwright.session.refresh import Directory, Mode, Router
 from shardwright.session.session import ShardSession
 from shardwright.session.waiting import InThreads, Waiting
-from shardwright.session.wire import GuardedConnection
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -53,12 +51,10 @@ class Cluster:
         self.reads = reads
         #: seconds for which a session waits for a range that is being handed over
         self.map_wait = map_wait
-        self._engine_options = engine_options
         self._application = application
-        self._engines: dict[str, tuple[Shard, Engine]] = {}
+        self._engines = ShardEngines(router, engine_options)
         self._making = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
-        self._timelines: dict[str, int] = {}
         #: how sessions wait that are used from threads
         self.waiting: Waiting = InThreads(self._executor)
         self._mapped: WeakKeyDictionary[Mapper[Any], MappedKey] = WeakKeyDictionary()
@@ -212,21 +208,16 @@ class Cluster:
         Raises:
             UnknownShard: there is none of that name.
         """
-        found = self._engines.get(shard)
-        if found is not None and self._router.now.shards.get(shard) is found[0]:
-            return found[1]
-        return self._make_engine(self._router.now.shard(shard))
+        return self._engines.engine(shard)
 
     def close(self) -> None:
         """Stop the map's thread, and close the connections that are not in use."""
         self._router.close()
         with self._making:
-            found, self._engines = self._engines, {}
             threads, self._threads = self._threads, None
         if threads is not None:
             threads.shutdown(wait=False)
-        for _, engine in found.values():
-            engine.dispose()
+        self._engines.close()
 
     def __enter__(self) -> Cluster:
         return self
@@ -286,51 +277,3 @@ class Cluster:
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(32, thread_name_prefix="shardwright-scatter")
             return self._threads
-
-    def _make_engine(self, shard: Shard) -> Engine:
-        with self._making:
-            old = self._engines.get(shard.name)
-            if old is not None:
-                if old[0] == shard:
-                    # The same place, read again from the catalog.
-                    self._engines[shard.name] = (shard, old[1])
-                    return old[1]
-                old[1].dispose()
-            engine = engines.session_engine(shard, GuardedConnection, self._vetter(shard), **self._engine_options)
-            engine.__dict__["shardwright_shard"] = shard.name
-            translate_errors(engine, shard.name, lambda: self.refresh(beyond=self.map.version))
-            self._engines[shard.name] = (shard, engine)
-            return engine
-
-    def _vetter(self, shard: Shard) -> Callable[[GuardedConnection], None]:
-        """What each new connection to a shard must pass: it leads to the primary of the database that the catalog knows."""
-
-        def vet(connection: GuardedConnection) -> None:
-            row = connection.execute(_WHO).fetchone()
-            assert row is not None
-            connection.timeline = int(row[2] or "0", 16)
-            if (row[0], row[1]) != (shard.system_identifier, shard.database_oid):
-                raise errors.ShardUnavailable(
-                    f"what answers at the address of shard {shard.name} is another database",
-                    fix="`shardwright shard list` shows the address; `shardwright shard add` stores a new one",
-                    shard=shard.name,
-                )
-            highest = self._timelines.setdefault(shard.name, connection.timeline)
-            if 0 < connection.timeline < highest:
-                # Two servers say that they are the primary; the one that was promoted later is.
-                raise errors.ShardUnavailable(
-                    f"the server of shard {shard.name} is on timeline {connection.timeline}, and {highest} was seen before",
-                    fix="a former primary is still running: stop it, or make it a standby",
-                    shard=shard.name,
-                )
-            self._timelines[shard.name] = max(highest, connection.timeline)
-
-        return vet
-
-
-_WHO = """
-SELECT (SELECT system_identifier::text FROM pg_catalog.pg_control_system()),
-       (SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()),
-       CASE WHEN pg_catalog.pg_is_in_recovery() THEN ''
-            ELSE pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) END
-"""
