@@ -14,6 +14,7 @@ from shardwright import errors
 from shardwright.routing.shard_map import Range
 from shardwright.routing.statement import Plan
 from shardwright.session import opening
+from shardwright.session.explaining import Explanation, explain_pinned, explain_refusal
 from shardwright.session.faults import ConnectionLost, EntryRefused
 from shardwright.session.instances import unknown_table
 
@@ -41,7 +42,7 @@ class Pinned:
         self._keyspace = keyspace
         self._strict = strict
         self._options = options
-        self._ahead = self._writes = False
+        self._ahead = self._writes = self._explaining = False
         self._map = self._cluster.map
         self._route = self._map.route(keyspace, key)
         #: the range that the transaction holds, or that the next one will ask for
@@ -72,10 +73,7 @@ class Pinned:
         """Begin on the shard that serves the key, wherever that is by now."""
         patience = None
         while True:
-            if self._map is not self._cluster.map:
-                self._map = self._cluster.map
-                self._route = self._map.route(self._keyspace, self._key)
-                self._held = None
+            self._follow_map()
             engine.follow(self._cluster.engine(self._route.shard))
             try:
                 connection = engine.checkout(self._options)
@@ -85,6 +83,12 @@ class Pinned:
             except (EntryRefused, ConnectionLost) as refused:
                 patience = patience or self._session.patience()
                 patience.after(refused, self._route.map_version)
+
+    def _follow_map(self) -> None:
+        if self._map is not self._cluster.map:
+            self._map = self._cluster.map
+            self._route = self._map.route(self._keyspace, self._key)
+            self._held = None
 
     # ------------------------------------------------------------------ statements
 
@@ -111,6 +115,19 @@ class Pinned:
             finally:
                 self._ahead = before
             self._check(statement, params)
+
+    def explain(self, statement: Any, params: Any, arguments: Mapping[str, Any]) -> Explanation:
+        """Say where a statement would go: by the transaction's range, else by the newest map."""
+        given, self._explaining = as_rows(params), True
+        try:
+            if not self._session.in_transaction():
+                self._follow_map()
+            self._check(statement, params)
+        except errors.ShardwrightError as error:
+            return explain_refusal(self._cluster, statement, given, "pinned", error)
+        finally:
+            self._explaining = False
+        return explain_pinned(self._cluster, statement, given, self._route)
 
     def _check(self, statement: Any, params: Any) -> Plan | None:
         """Refuse what does not belong to the session's range; the plan of what can be looked through."""
@@ -150,7 +167,7 @@ class Pinned:
         if key == self._key and keyspace == self._keyspace and type(key) is type(self._key):
             return
         if keyspace == self._keyspace:
-            if self._strict:
+            if self._strict and not self._explaining:
                 # What is held counts and not the newest map: begin, so that it cannot change between here and there.
                 self._session.connection()
             if self._held is None:

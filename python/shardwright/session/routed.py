@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -18,6 +18,7 @@ from sqlalchemy.orm import Mapper, Session
 from shardwright import errors
 from shardwright.routing.multirange import Multirange
 from shardwright.session import opening
+from shardwright.session.explaining import Explanation, explain_refusal, explain_target
 from shardwright.session.faults import ConnectionLost, EntryRefused
 from shardwright.session.instances import MappedKey
 from shardwright.session.pinned import as_rows, check_mapping
@@ -128,9 +129,7 @@ class Routed:
         patience: Patience | None = None
         before = self._current, self._shards.ahead, self._current_writes
         while True:
-            target: Target | Some | Everywhere = self._explicit(arguments) or find_target(
-                self._cluster, statement, as_rows(params), self._shards.in_use(), self._shards.writer()
-            )
+            target = self._target(statement, params, arguments)
             hidden = () if isinstance(target, Target) else target.merging.hidden
             try:
                 self._shards.ahead = True
@@ -151,6 +150,24 @@ class Routed:
             finally:
                 self._current, self._shards.ahead, self._current_writes = before
 
+    def explain(self, statement: Any, params: Any, arguments: Mapping[str, Any]) -> Explanation:
+        """Say where a statement would go."""
+        named = "shard" in arguments or "key" in arguments
+        try:
+            target = self._target(statement, params, arguments)
+        except errors.ShardwrightError as error:
+            route: Literal["named", "routed"] = "named" if named else "routed"
+            return explain_refusal(self._cluster, statement, as_rows(params), route, error)
+        return explain_target(
+            self._cluster, statement, as_rows(params), target,
+            strict=self._strict, named=named, in_use=self._shards.in_use(),
+        )  # fmt: skip
+
+    def _target(self, statement: Any, params: Any, arguments: Mapping[str, Any]) -> Target | Some | Everywhere:
+        return self._explicit(arguments) or find_target(
+            self._cluster, statement, as_rows(params), self._shards.in_use(), self._shards.writer()
+        )
+
     def _bind_to(
         self, target: Target | Some | Everywhere, patience: Patience | None
     ) -> opening.SessionEngine | Scatter:
@@ -160,7 +177,7 @@ class Routed:
             return self._ask_all(target, patience or self._session.patience())
         return self._shards.enter(target.shard, target.ranges)
 
-    def _explicit(self, arguments: dict[str, Any]) -> Target | None:
+    def _explicit(self, arguments: Mapping[str, Any]) -> Target | None:
         """The shard that the caller named, by `shard` or by `key` (and `keyspace`) among the bind arguments."""
         shard_map = self._cluster.map
         if (shard := arguments.get("shard")) is not None:

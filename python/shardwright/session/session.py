@@ -15,6 +15,7 @@ from sqlalchemy.sql import selectable
 from sqlalchemy.util import EMPTY_DICT
 
 from shardwright import errors
+from shardwright.session.explaining import Explanation
 from shardwright.session.opening import TRANSACTION_OPTIONS
 from shardwright.session.pinned import Pinned
 from shardwright.session.routed import Routed
@@ -91,6 +92,19 @@ class ShardSession(Session):
     def patience(self) -> Patience:
         """How this session waits out a handover."""
         return self.cluster.patience(self.waiting)
+
+    def explain_route(self, statement: Any, params: Any = None, *, bind_arguments: Any = None) -> Explanation:
+        """Say where a statement would go and how its answers would be merged, without executing it or any other.
+
+        Args:
+            statement: what `execute` takes.
+            params: as for `execute`.
+            bind_arguments: as for `execute`.
+
+        Returns:
+            The explanation; a refusal is one too, and is not raised.
+        """
+        return self._way.explain(statement, params, dict(bind_arguments or {}))
 
     # ------------------------------------------------------------------ where SQLAlchemy asks
 

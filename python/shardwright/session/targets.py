@@ -73,7 +73,7 @@ def find_target(
         UnknownTable: a table is neither declared nor registered.
         BadKey: a key is no key.
     """
-    if not hasattr(statement, "_generate_cache_key") or statement.__visit_name__ in ("textclause", "tstring"):
+    if not looks_through(statement):
         raise no_key("it is text, or no query, and cannot be looked through")
     plan, binds = cluster.planner.plan(statement, params)
     if plan.unknown:
@@ -82,9 +82,7 @@ def find_target(
         raise no_key(plan.opaque)
     shard_map = cluster.map
     _refuse_local(plan, in_use)
-    homes = {home_of(declared.home, name) for _, name, declared in plan.others if declared.kind == "global"}
-    if plan.target is not None and plan.target[2].kind != "local":
-        homes.add(home_of(plan.target[2].home, plan.target[1]))
+    homes = homes_of(plan)
     if plan.unbound is not None:
         return _everywhere(cluster, statement, cluster.planner.exact(statement, params, plan), homes)
     ranges: dict[str, set[int]] = {}
@@ -115,6 +113,30 @@ def find_target(
     if plan.writes:
         refuse_second_writer(writer, shard)
     return Target(shard, frozenset(ids), plan.writes, shard_map.version)
+
+
+def looks_through(statement: Any) -> bool:
+    """Whether a statement can be looked through: it is built of SQLAlchemy's expressions.
+
+    Args:
+        statement: what is to be executed.
+    """
+    return hasattr(statement, "_generate_cache_key") and statement.__visit_name__ not in ("textclause", "tstring")
+
+
+def homes_of(plan: Plan) -> set[str]:
+    """The shards that a statement needs for what it reads or writes of tables that live on one shard.
+
+    Args:
+        plan: the statement's.
+
+    Raises:
+        UnknownTable: a home is not known.
+    """
+    homes = {home_of(declared.home, name) for _, name, declared in plan.others if declared.kind == "global"}
+    if plan.target is not None and plan.target[2].kind != "local":
+        homes.add(home_of(plan.target[2].home, plan.target[1]))
+    return homes
 
 
 def _refuse_local(plan: Plan, in_use: Sequence[str]) -> None:
