@@ -19,7 +19,7 @@ from shardwright.reshard.operate import SETTINGS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted([*DOCS.rglob("*.md"), ROOT / "README.md"])
+PAGES = sorted([*DOCS.rglob("*.md"), *(ROOT / "examples").rglob("*.md"), ROOT / "README.md"])
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 STEPS = ROOT / "python" / "shardwright" / "reshard" / "steps"
 

@@ -28,6 +28,8 @@ def test_every_kind_is_read() -> None:
     local = true
     [tables."audit.system_logs"]
     time_partitioned = { column = "log_date", every = "1 day" }
+    [tables.visits]
+    time_partitioned = { column = "at", every = "1 day", keep = false, grace = false, archive = false }
     """
     weekly = Policy("at", "1 week", "3 months", 5)
     assert table_file.read(text, "t.toml") == [
@@ -37,6 +39,7 @@ def test_every_kind_is_read() -> None:
         Wanted("public", "jobs", Declaration("global", home="s2")),
         Wanted("public", "sizes", Declaration("local")),
         Wanted("audit", "system_logs", Declaration("local", policy=Policy("log_date", "1 day"))),
+        Wanted("public", "visits", Declaration("local", policy=Policy("at", "1 day", grace=None))),
     ]
 
 

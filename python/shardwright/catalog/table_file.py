@@ -25,6 +25,9 @@ from shardwright.routing.tables import Declaration
 #: What says the kind, and the fields that may stand beside it.
 _KINDS = {"sharded_by": {"keyspace"}, "reference": {"home"}, "global_on": set[str](), "local": set[str]()}
 
+#: Fields of a policy for which ``false`` says that there is none.
+_MAY_BE_FALSE = ("keep", "grace", "archive")
+
 
 def read(text: str, name: str) -> list[Wanted]:
     """The tables that a file declares, in its order.
@@ -65,7 +68,7 @@ def _declaration(table: str, fields: Any) -> Declaration:
     policy = fields.get("time_partitioned")
     if policy is not None and not isinstance(policy, Mapping):
         raise refuse("has a time_partitioned that is no table", 'time_partitioned = { column = "at", every = "1 day" }')
-    made = Policy.from_json(policy) if policy is not None else None
+    made = Policy.from_json(_without_false(policy)) if policy is not None else None
     if not kinds:
         if made is None:
             raise refuse("declares nothing", f"one of {', '.join(_KINDS)}, or time_partitioned")
@@ -79,6 +82,11 @@ def _declaration(table: str, fields: Any) -> Declaration:
     if kind == "global_on":
         return Declaration("global", home=named, policy=made)
     return Declaration("sharded", named, _text(refuse, fields, "keyspace") or "users", policy=made)
+
+
+def _without_false(policy: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model says by None: TOML has no such value."""
+    return {name: None if value is False and name in _MAY_BE_FALSE else value for name, value in policy.items()}
 
 
 def _text(refuse: Any, fields: Mapping[str, Any], name: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -77,7 +78,17 @@ def convert(
     moment = asked_moment(until)
     if dry_run:
         made = converting.plan(dsn, schema, name, declaration, extend_key=extend_key, until=moment)
-        return Answer(made.to_json(), _planned(made), next_steps=[f"shardwright partition convert {table}"])
+        given = {
+            "--by": by,
+            "--every": every,
+            "--keep": keep,
+            "--ahead": ahead if ahead != 3 else None,
+            "--holds": holds,
+        }
+        given |= {"--zone": zone if zone != "UTC" else None, "--declared": declared, "--until": until}
+        words = [str(word) for option, value in given.items() if value is not None for word in (option, value)]
+        again = shlex.join([table, *words, *(["--extend-key"] if extend_key else [])])
+        return Answer(made.to_json(), _planned(made), next_steps=[f"shardwright partition convert {again}"])
     with Interrupts() as interrupts:
         done = converting.convert(
             dsn,

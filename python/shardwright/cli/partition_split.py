@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from contextlib import ExitStack
 from typing import Annotated
@@ -74,7 +75,8 @@ def split(
     moment = _since(dsn, schema, name, since)
     if dry_run:
         made = splitting.plan(dsn, schema, name, partition, since=moment)
-        return Answer(made.to_json(), _planned(made), next_steps=[f"shardwright partition split {table}"])
+        again = shlex.join([table, *([partition] if partition else []), *(["--since", since] if since else [])])
+        return Answer(made.to_json(), _planned(made), next_steps=[f"shardwright partition split {again}"])
     settings = Settings(workers, rows_per_second, verify, wait_for_snapshots)
     with Interrupts() as interrupts, ExitStack() as stack:
         done = splitting.split(
