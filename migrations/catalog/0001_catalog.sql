@@ -27,6 +27,8 @@ CREATE TABLE shardwright.shards (
     system_identifier     text NOT NULL,
     database_oid          oid NOT NULL,
     server_version        int NOT NULL,
+    -- how many connections all applications together may have to it; what max_connections leaves where NULL
+    connections           int CHECK (connections > 0),
     added_at              timestamptz NOT NULL DEFAULT clock_timestamp(),
     -- one database under two names would be its own copy's source
     UNIQUE (system_identifier, database_oid)
@@ -367,6 +369,52 @@ CREATE TABLE shardwright.routers (
     host         text NOT NULL,
     pid          int NOT NULL,
     map_version  bigint NOT NULL,
+    -- connections that it may open to each shard, by driver: {"psycopg": 15}
+    connections  jsonb NOT NULL DEFAULT '{}',
     started_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
     seen_at      timestamptz NOT NULL DEFAULT clock_timestamp()
 );
+
+-- The highest timeline on which a shard's primary was seen: a server on a lower one is a primary of old, and is refused.
+CREATE TABLE shardwright.timelines (
+    shard     text PRIMARY KEY REFERENCES shardwright.shards ON DELETE CASCADE,
+    timeline  int NOT NULL CHECK (timeline > 0),
+    seen_at   timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- ------------------------------------------------------------------ transactions that write on several shards
+
+-- One row from before the first PREPARE TRANSACTION on. No shard commits its part before the row says committed, and it says
+-- so once: the session and `tx recover` both change it only while it is open, so whoever comes first has decided.
+CREATE TABLE shardwright.decisions (
+    id           uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    -- the shards that were written on
+    shards       text[] NOT NULL CHECK (cardinality(shards) > 1),
+    application  text NOT NULL,
+    outcome      text NOT NULL DEFAULT 'open' CHECK (outcome IN ('open', 'committed', 'aborted')),
+    begun_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    decided_at   timestamptz,
+    -- since when no shard has a prepared transaction of it any more; the row is kept for a while for those who ask
+    settled_at   timestamptz,
+    CHECK ((outcome = 'open') = (decided_at IS NULL)),
+    CHECK (outcome <> 'open' OR settled_at IS NULL)
+);
+CREATE INDEX ON shardwright.decisions (begun_at) WHERE settled_at IS NULL;
+
+CREATE FUNCTION shardwright.refuse_second_decision() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        IF OLD.settled_at IS NULL THEN
+            RAISE EXCEPTION 'transaction % is not settled on its shards', OLD.id
+                USING ERRCODE = 'check_violation', CONSTRAINT = 'settled_before_forgotten';
+        END IF;
+        RETURN OLD;
+    END IF;
+    IF OLD.outcome <> 'open' AND NEW.outcome <> OLD.outcome OR NEW.id <> OLD.id THEN
+        RAISE EXCEPTION 'transaction % is % already', OLD.id, OLD.outcome
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'decided_once';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER decided_once BEFORE UPDATE OR DELETE ON shardwright.decisions
+    FOR EACH ROW EXECUTE FUNCTION shardwright.refuse_second_decision();

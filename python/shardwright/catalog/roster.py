@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
@@ -32,6 +32,10 @@ class Shard:
     system_identifier: str = ""
     database_oid: int = 0
     server_version: int = 0
+    #: How many connections all applications together may have to it; None: as many as its max_connections leaves.
+    connections: int | None = None
+    #: The highest timeline on which its primary was seen; no part of what makes two shards' addresses equal.
+    timeline: int = field(default=0, compare=False)
 
     @property
     def subscribers_conninfo(self) -> str:
@@ -40,8 +44,13 @@ class Shard:
 
 
 _SELECT = (
-    "SELECT name, conninfo, replication_conninfo, region, weight, system_identifier, database_oid, server_version "
-    "FROM shardwright.shards"
+    "SELECT s.name, s.conninfo, s.replication_conninfo, s.region, s.weight, s.system_identifier, s.database_oid, "
+    "s.server_version, s.connections, coalesce(t.timeline, 0) AS timeline "
+    "FROM shardwright.shards s LEFT JOIN shardwright.timelines t ON t.shard = s.name"
+)
+_NOTE_TIMELINE = (
+    "INSERT INTO shardwright.timelines AS t (shard, timeline) VALUES (%s, %s) ON CONFLICT (shard) DO UPDATE "
+    "SET timeline = excluded.timeline, seen_at = clock_timestamp() WHERE t.timeline < excluded.timeline"
 )
 
 
@@ -64,7 +73,18 @@ def list_shards(catalog: psycopg.Connection) -> list[Shard]:
         catalog: connection to the catalog.
     """
     with catalog.cursor(row_factory=class_row(Shard)) as cursor:
-        return cursor.execute(_SELECT + " ORDER BY name").fetchall()
+        return cursor.execute(_SELECT + " ORDER BY s.name").fetchall()
+
+
+def note_timeline(catalog: psycopg.Connection, shard: str, timeline: int) -> None:
+    """Remember on which timeline a shard's primary was seen; a higher one that is known already stays.
+
+    Args:
+        catalog: connection to the catalog.
+        shard: its name.
+        timeline: the server's.
+    """
+    catalog.execute(_NOTE_TIMELINE, (shard, timeline))
 
 
 def get_shard(catalog: psycopg.Connection, name: str) -> Shard:
