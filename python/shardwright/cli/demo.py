@@ -10,6 +10,7 @@ from cyclopts import App, Parameter
 
 from shardwright import errors
 from shardwright.cli.app import DEFAULTS, Answer, Common
+from shardwright.cli.demo_partitions import partitions
 from shardwright.cli.demo_screen import Interrupts, audience
 from shardwright.cli.output import Part, bad, good
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from shardwright.demo.report import Result
 
 app = App(name="demo", help="Reshard a live cluster on this machine and check every promise.")
+app.command(partitions)
 
 
 @app.default

@@ -24,6 +24,11 @@ class Arrival:
     moment: datetime
     id: int
 
+    @property
+    def name(self) -> str:
+        """What the row says."""
+        return f"event {self.id}"
+
 
 class Arrivals:
     """Makes the rows of each day, with numbers that are never used again."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -14,9 +14,9 @@ import psycopg
 from shardwright import engines, errors
 from shardwright.catalog import maps, roster
 from shardwright.demo.partitions import models, reading
-from shardwright.demo.partitions.arrivals import Arrivals
+from shardwright.demo.partitions.arrivals import Arrival, Arrivals
 from shardwright.demo.partitions.judging import Judge, Seen, Tally
-from shardwright.demo.partitions.promise import PROMISES
+from shardwright.demo.partitions.promise import PROMISES, Promise, Window
 from shardwright.partition import apply
 from shardwright.partition.fleet import Fleet
 
@@ -26,16 +26,6 @@ _DAY: Final = timedelta(days=1)
 _USERS: Final = 5
 
 
-@dataclass(frozen=True)
-class Reserved:
-    """What is to be compared after a window was archived, dropped and brought back."""
-
-    table: str
-    name: str
-    #: Shard -> its rows as text, sorted.
-    rows: Mapping[str, list[str]]
-
-
 class Days:
     """The platform's tables on every shard, from their first tick on. As a context manager it closes its connections.
 
@@ -43,6 +33,7 @@ class Days:
         tally: what went wrong.
         now: the simulated moment of the last tick.
         days: that went by.
+        ticked: those of them at whose midnight there was a tick.
     """
 
     def __init__(
@@ -51,6 +42,7 @@ class Days:
         catalog_dsn: str,
         first: datetime,
         grace: timedelta,
+        tally: Tally | None = None,
         *,
         seed: int = 1,
         on_progress: Callable[[], None] = lambda: None,
@@ -62,14 +54,19 @@ class Days:
             catalog_dsn: its address.
             first: the simulated moment of the first tick, a midnight in UTC.
             grace: of the tables' policies.
+            tally: gets what goes wrong; one of its own unless given.
             seed: of what is left to chance.
             on_progress: called often; it may raise to stop the work.
         """
-        self.tally = Tally()
+        self.tally = tally or Tally()
         self.now = self.first = first
-        self.days = 0
+        self.days = self.ticked = 0
+        self._grace = grace
         self._on_progress = on_progress
         self._stack = ExitStack()
+        #: (table, partition) -> the window that it was seen to be.
+        self._named: dict[tuple[str, str], Window] = {}
+        self._arrived: dict[tuple[str, str, Window], list[Arrival]] = defaultdict(list)
         shards = roster.list_shards(catalog)
         self._users = _users(catalog, [shard.name for shard in shards])
         self._judges = {
@@ -98,6 +95,11 @@ class Days:
         """Rows that were acknowledged and are in windows that are kept."""
         return sum(judge.rows.total() for judge in self._judges.values())
 
+    @property
+    def arrived(self) -> int:
+        """Rows that were acknowledged, those of windows that have gone included."""
+        return sum(len(rows) for rows in self._arrived.values())
+
     def begin(self) -> None:
         """The first tick makes the windows."""
         self._tick(self.first)
@@ -114,6 +116,7 @@ class Days:
         if days == 1:
             self._almost()
         self.days += days
+        self.ticked += 1
         if days > 1:
             # When all windows were over, the last of them stays until newer ones are there.
             self._tick(self.first + self.days * _DAY)
@@ -140,6 +143,21 @@ class Days:
         list(self._pool.map(insert, self._connections))
         for row in arrived:
             self._judges[row.table, row.shard].wrote(row.moment)
+            self._arrived[row.table, row.shard, promises[row.table].at(row.moment)].append(row)
+
+    def see_out(self, promise: Promise) -> None:
+        """Let the first window of a table come to its end: the time until then in one leap, and then day by day.
+
+        Args:
+            promise: of the table.
+        """
+        over = promise.over(promise.at(self.first))
+        left = -((self.first - over) // _DAY) - self.days
+        if left > 2:
+            self.next_day(left - 1)
+        until = over + self._grace + _DAY
+        while self.now < until:
+            self.next_day()
 
     def _tick(self, now: datetime) -> None:
         done = apply.execute(self._fleet, apply.plan_of(self._fleet, now))
@@ -159,6 +177,8 @@ class Days:
         for shard, seen in zip(self._connections, self._pool.map(self._see, self._connections), strict=True):
             for promise in PROMISES:
                 self._judges[promise.table, shard].look(self.now, seen[promise.table])
+                for window, leaf in seen[promise.table].windows.items():
+                    self._named[promise.table, leaf.name] = window
 
     def _see(self, shard: str) -> dict[str, Seen]:
         return reading.see(self._connections[shard], PROMISES, self._users[shard])
@@ -172,31 +192,33 @@ class Days:
         """
         self._connections[shard].execute(statement.encode())
 
-    def reserve(self, table: str) -> Reserved:
-        """Remember the rows of the oldest window of a table that is still kept.
+    def acknowledged(self, table: str, shard: str, name: str) -> set[tuple[Any, ...]]:
+        """The rows that were acknowledged for one partition, as `reading.rows_of` gives them.
 
         Args:
             table: its name.
+            shard: where they were written.
+            name: of the partition, which was seen attached once.
         """
-        windows = next(iter(judge.names for (name, _), judge in self._judges.items() if name == table))
-        name = windows[min(window for window in windows)]
-        return Reserved(table, name, dict(self.rows_of(name)))
+        promise = next(one for one in PROMISES if one.table == table)
+        return {
+            (row.user_id, _day_of(row.moment) if promise.is_date else row.moment, row.id, row.name)
+            for row in self._arrived[table, shard, self._named[table, name]]
+        }
 
-    def rows_of(self, name: str) -> Iterator[tuple[str, list[str]]]:
-        """The rows of one partition as text, sorted, shard by shard; none where it is not there.
+    def found(self, table: str, name: str) -> dict[str, set[tuple[Any, ...]] | None]:
+        """The rows of one partition on each shard; None where it is not attached.
 
         Args:
+            table: its name.
             name: of the partition.
         """
-        for shard, connection in self._connections.items():
-            there = connection.execute(
-                "SELECT to_regclass(quote_ident('public') || '.' || quote_ident(%s))", (name,)
-            ).fetchone()
-            if there is None or there[0] is None:
-                yield shard, []
-                continue
-            found = connection.execute(f'SELECT t::text FROM public."{name}" t ORDER BY 1'.encode()).fetchall()
-            yield shard, [row for (row,) in found]
+        promise = next(one for one in PROMISES if one.table == table)
+        return {shard: reading.rows_of(connection, promise, name) for shard, connection in self._connections.items()}
+
+
+def _day_of(moment: datetime) -> datetime:
+    return moment.replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 def _users(catalog: psycopg.Connection[Any], shards: list[str]) -> dict[str, list[int]]:

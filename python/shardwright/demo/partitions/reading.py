@@ -39,7 +39,7 @@ def write(connection: psycopg.Connection[Any], promises: Mapping[str, Promise], 
         for table, some in by_table.items():
             promise = promises[table]
             names = [promise.column, "id", "name", *(["user_id"] if promise.is_sharded else [])]
-            values: list[Any] = [[row.moment for row in some], [row.id for row in some], ["it happened"] * len(some)]
+            values: list[Any] = [[row.moment for row in some], [row.id for row in some], [row.name for row in some]]
             types = ["date[]" if promise.is_date else "timestamptz[]", "int8[]", "text[]"]
             if promise.is_date:
                 values[0] = [row.moment.date() for row in some]
@@ -99,6 +99,25 @@ def see(connection: psycopg.Connection[Any], promises: Sequence[Promise], users:
         }
         found[promise.table] = Seen(windows, sum(rows for rows, *_ in held.values()), there)
     return found
+
+
+def rows_of(connection: psycopg.Connection[Any], promise: Promise, name: str) -> set[tuple[Any, ...]] | None:
+    """The rows of one partition: user (None where the table has none), moment, id and name; None if it is not attached.
+
+    Args:
+        connection: to the shard; its TimeZone is UTC.
+        promise: of the table.
+        name: of the partition.
+    """
+    if name not in {found for _, found, _ in connection.execute(_PARTITIONS, ([promise.table],))}:
+        return None
+    user = sql.SQL("user_id") if promise.is_sharded else sql.SQL("NULL::int8")
+    rows = connection.execute(
+        sql.SQL("SELECT {}, {}, id, name FROM ONLY {}").format(
+            user, sql.Identifier(promise.column), sql.Identifier("public", name)
+        )
+    ).fetchall()
+    return {(key, _moment(at), number, said) for key, at, number, said in rows}
 
 
 def _window(bounds: str) -> Window | None:
