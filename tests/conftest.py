@@ -16,6 +16,7 @@ pytest_plugins = [
     "fix_resharding",
     "fix_chaos",
     "fix_sessions",
+    "fix_blog",
     "fix_desk",
     "fix_conversion",
     "fix_locks",

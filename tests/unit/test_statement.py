@@ -81,6 +81,10 @@ def plan(planner: Planner, statement: Any, *params: dict[str, Any]) -> Plan:
 
 
 other = aliased(User)
+picked = sa.select(User.id, User.name).subquery()
+everything = sa.select(User).subquery()
+twice = sa.select(User.id).subquery()
+numbered = sa.select(User.id, sa.func.row_number().over(order_by=User.name).label("place")).subquery()
 
 KEYED: list[tuple[Any, dict[str, Any], list[Any]]] = [
     (sa.select(User).where(User.id == 5), {}, [5]),
@@ -112,6 +116,11 @@ KEYED: list[tuple[Any, dict[str, Any], list[Any]]] = [
     (sa.select(User).where(User.id.in_(sa.select(Order.owner).where(Order.owner == 5))), {}, [5]),
     (sa.select(sa.select(User).where(User.id == 5).subquery()), {}, [5]),
     (sa.select(sa.select(User).where(User.id == 5).cte().alias("x")), {}, [5]),
+    (sa.select(picked.c.name).where(picked.c.id == 5), {}, [5]),
+    (sa.select(picked.c.name, Order).join(Order, Order.owner == picked.c.id).where(Order.owner == 5), {}, [5]),
+    (sa.select(aliased(User, everything)).where(everything.c.id == 5), {}, [5]),
+    (sa.select(sa.select(User).where(User.id == 5).limit(1).subquery()), {}, [5]),
+    (sa.union_all(sa.select(User).where(User.id == 5), sa.select(User).where(User.id == 6)), {}, [5, 6]),
     (sa.union(sa.select(User.id).where(User.id == 5), sa.select(Order.n).where(Order.owner == 6)), {}, [5, 6]),
     (sa.select(User.id, sa.select(sa.func.count()).where(Order.owner == User.id).scalar_subquery()).where(User.id == 5), {}, [5]),
     (sa.select(User, Country).join(Country, Country.code == User.country).where(User.id == 5), {}, [5]),
@@ -164,6 +173,10 @@ UNBOUND: list[Any] = [
     sa.select(User).where(User.id == 5, User.name.in_(sa.select(sa.cast(Order.n, sa.String)))),
     sa.select(User).where(User.id == 5, sa.or_(User.id.in_(sa.select(Order.owner).limit(1)))),
     sa.select(User.id).where(User.id == 5).union(sa.select(Order.owner)),
+    # What is said of the rows of a subquery that limits or numbers them is not said of the rows it chose them from.
+    sa.select(sa.select(User).limit(3).subquery().alias("few")).where(sa.literal_column("few.id") == 5),
+    sa.select(numbered).where(numbered.c.id == 5),
+    sa.union_all(sa.select(User).where(User.id == 5), sa.select(User)),
     sa.update(User).values(name="x"),
     sa.update(User).where(User.name == "y").values(name="x"),
     sa.delete(User),
@@ -189,6 +202,9 @@ SCATTER: list[Any] = [
     sa.select(User).where(User.orders.any(Order.amount > 3)),
     sa.select(User).options(joinedload(User.orders)),
     sa.select(sa.func.count()).select_from(User),
+    sa.select(sa.select(User).subquery()),
+    sa.select(aliased(User, everything)),
+    sa.select(picked.c.id, Order.amount).join(Order, Order.owner == picked.c.id),
 ]
 
 
@@ -204,13 +220,23 @@ LOCAL: list[tuple[Any, str]] = [
     (sa.select(User, Order).join(Order, Order.n == User.id), "not joined by their shard keys"),
     (sa.select(User, Order).outerjoin(Order, Order.owner == User.id, full=True), "FULL JOIN"),
     (sa.select(Country).outerjoin(User, Country.code == User.country), "keeps the rows of a table"),
-    (sa.select(sa.select(User).subquery()), "a subquery in FROM"),
+    (sa.select(sa.select(User.name).subquery()), "not joined by their shard keys"),
+    (sa.select(sa.select(User).limit(3).subquery()), "a subquery in FROM"),
+    (sa.select(numbered), "a subquery in FROM"),
+    (sa.select(sa.select(User.id).distinct().subquery()), "a subquery in FROM"),
     (sa.union(sa.select(User.id), sa.select(Order.n)), "UNION"),
     (sa.select(User).with_for_update(), "locks rows"),
     (sa.select(User).options(joinedload(User.orders)).limit(3), "a subquery in FROM"),
     (sa.select(User).where(User.name.in_(sa.select(sa.cast(Order.n, sa.String)))), "not joined"),
     (sa.update(User).values(name="x"), "it changes"),
 ]
+
+
+def test_a_subquery_that_stands_twice_is_not_looked_through(planner: Planner) -> None:
+    # What is said of one is not said of the other.
+    again = twice.alias("again")
+    found = plan(planner, sa.select(twice.c.id, again.c.id).where(twice.c.id == 5))
+    assert found.opaque is not None or found.unbound is not None
 
 
 @pytest.mark.parametrize(("statement", "why"), LOCAL, ids=[str(n) for n in range(len(LOCAL))])

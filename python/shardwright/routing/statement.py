@@ -12,19 +12,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Column, Table
-from sqlalchemy.dialects import postgresql
-from sqlalchemy.sql import elements, selectable, visitors
+from sqlalchemy.sql import elements, selectable
 from sqlalchemy.sql.dml import Insert, Update, UpdateBase
 from sqlalchemy.types import TypeDecorator
 
 from shardwright import errors
+from shardwright.routing.clauses import DIALECT, core_of, is_clause, is_portable, plain
 from shardwright.routing.sources import Bound, Either, Fixed, Given, Source
 from shardwright.routing.tables import Declaration
 from shardwright.routing.ties import Lookup, Ties
 
 Params = Sequence[Mapping[str, Any]]
 
-_DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
 _MISSING = object()
 _ONCE: Params = ({},)
 
@@ -114,7 +113,7 @@ def _value_of(value: Any) -> Any:
 def _as_stored(value: Any, column: Column[Any]) -> Any:
     """The value as the database gets it: the column's type is one of the application's."""
     assert isinstance(column.type, TypeDecorator)
-    return column.type.process_bind_param(value, _DIALECT) if value is not None else None
+    return column.type.process_bind_param(value, DIALECT) if value is not None else None
 
 
 class Planner:
@@ -176,13 +175,36 @@ class Planner:
             plan = self._change(ties, statement, params)
             target = statement.table
         else:
-            core = _core(statement)
+            core = core_of(statement)
             if isinstance(core, UpdateBase):
                 return self._make(core, params, binds)
+            if isinstance(core, selectable.CompoundSelect):
+                return self._compound(core, params, binds)
             ties.select(core, top=True)
             plan = Plan(writes=ties.writes)
         plan = self._conclude(plan, ties, target)
         return replace(plan, sources=tuple(_positioned(plan.sources, binds)))
+
+    def _compound(
+        self,
+        statement: selectable.CompoundSelect[Any],
+        params: Params,
+        binds: Sequence[elements.BindParameter[Any]] | None,
+    ) -> Plan:
+        """UNION and its like: each part is a statement of its own, and together they need what all of them need."""
+        parts = [getattr(part, "element", part) for part in statement.selects]
+        plans = [self._make(part, params, binds) for part in parts]
+        beside = "a CTE beside a UNION" if statement._independent_ctes else None
+        return Plan(
+            writes=any(plan.writes for plan in plans) or statement._for_update_arg is not None,
+            sources=tuple(source for plan in plans for source in plan.sources),
+            unbound=next((plan.unbound for plan in plans if plan.unbound is not None), None),
+            keyspaces=tuple(sorted({name for plan in plans for name in plan.keyspaces})),
+            others=tuple(dict.fromkeys(other for plan in plans for other in plan.others)),
+            local="UNION and its like",
+            opaque=next((plan.opaque for plan in plans if plan.opaque is not None), beside),
+            unknown=tuple(name for plan in plans for name in plan.unknown),
+        )
 
     def _conclude(self, plan: Plan, ties: Ties, target: Any) -> Plan:
         sources, unbound = list(plan.sources), plan.unbound
@@ -202,7 +224,7 @@ class Planner:
         elif plan.writes or ties.writes:
             local = local or "it changes or locks rows"
         declared_root = ties.sharded[root] if root is not None else None
-        changed = _plain(target)
+        changed = plain(target)
         others = tuple((*_name(item), declared) for item, declared in ties.others.items())
         return replace(
             plan,
@@ -214,7 +236,7 @@ class Planner:
             ),
             others=others,
             target=next((one for one in others if changed is not None and one[:2] == _name(changed)), None),
-            root=_column(root, declared_root) if root is not None and declared_root is not None else None,
+            root=_root_column(ties, root, declared_root) if root is not None and declared_root is not None else None,
             root_keyspace=(declared_root.keyspace or "") if declared_root is not None else "",
             local=local,
             opaque=plan.opaque or ties.opaque,
@@ -229,7 +251,7 @@ class Planner:
         values: Mapping[Any, Any] = (statement._values or {}) if isinstance(statement, Update) else {}
         ordered = getattr(statement, "_ordered_values", None) or ()
         settings = [*values.items(), *ordered]
-        table = _plain(statement.table)
+        table = plain(statement.table)
         declared = self._lookup(table)
         if declared is not None and declared.kind == "sharded":
             names = _names(statement, table, declared.key_column)
@@ -243,11 +265,11 @@ class Planner:
                 # The ORM's bulk UPDATE by primary key: each set of values names its row.
                 column = _key_column(table, declared)
                 return Plan(True, sources=((declared.keyspace or "", Given(names), column),))
-        ties.change(statement, statement._where_criteria, [value for _, value in settings if _is_clause(value)])
+        ties.change(statement, statement._where_criteria, [value for _, value in settings if is_clause(value)])
         return Plan(writes=True)
 
     def _insert(self, ties: Ties, statement: Insert) -> Plan:
-        table = _plain(statement.table)
+        table = plain(statement.table)
         declared = self._lookup(table)
         if declared is None or declared.kind != "sharded":
             ties.from_clause(table, (), nullable=False, top=True)
@@ -270,7 +292,7 @@ class Planner:
                     position = list(table.c).index(column) if column is not None else len(values)
                     given = values[position] if position < len(values) else _MISSING
                 found.append(_value_of(given))
-            if any(value is _MISSING or _is_clause(value) for value in found):
+            if any(value is _MISSING or is_clause(value) for value in found):
                 unbound = f"not every row gives {declared.key_column} a value"
             else:
                 source = Fixed(tuple(found))
@@ -302,38 +324,6 @@ class Planner:
         return None
 
 
-def is_portable(expression: Any) -> bool:
-    """Whether an expression means the same in another statement of the same shape: no alias and no value is in it.
-
-    Args:
-        expression: a column expression.
-    """
-    for item in visitors.iterate(expression):
-        if isinstance(item, elements.BindParameter):
-            return False
-        if isinstance(item, elements.ColumnClause) and item.table is not None and not isinstance(item.table, Table):
-            return False
-    return True
-
-
-def _core(statement: Any) -> Any:
-    """The statement as SQLAlchemy Core has it: the ORM's joins and criteria are worked out."""
-    if isinstance(statement, (selectable.Select, selectable.CompoundSelect)) and not _is_orm(statement):
-        return statement
-    if not hasattr(statement, "compile") or not isinstance(statement, (selectable.SelectBase, elements.ClauseElement)):
-        return statement
-    if isinstance(statement, elements.TextClause):
-        return statement
-    compiled = statement.compile(dialect=_DIALECT)
-    state = getattr(compiled, "compile_state", None)
-    found = getattr(state, "statement", None)
-    return found if found is not None else statement
-
-
-def _is_orm(statement: Any) -> bool:
-    return bool(statement._propagate_attrs.get("compile_state_plugin") == "orm")
-
-
 def _positioned(
     sources: Iterable[tuple[str, Source, Column[Any] | None]], binds: Sequence[elements.BindParameter[Any]] | None
 ) -> Iterator[tuple[str, Source, Column[Any] | None]]:
@@ -355,10 +345,6 @@ def _positioned(
 
     for keyspace, source, column in sources:
         yield keyspace, place(source), column if column is not None and isinstance(column.type, TypeDecorator) else None
-
-
-def _plain(table: Any) -> Any:
-    return table._deannotate() if table is not None and hasattr(table, "_deannotate") else table
 
 
 def _name(table: Any) -> tuple[str | None, str]:
@@ -385,8 +371,10 @@ def _key_column(table: Any, declared: Declaration) -> Column[Any] | None:
     return next((column for column in table.c if column.name == declared.key_column), None)
 
 
-def _column(table: Any, declared: Declaration) -> Any:
-    return next(column for column in table.c if column.name == declared.key_column)
+def _root_column(ties: Ties, root: Any, declared: Declaration) -> Any:
+    if (exposed := ties.exposed.get(root)) is not None:
+        return exposed
+    return next(column for column in root.c if column.name == declared.key_column)
 
 
 def _given(values: Mapping[Any, Any], names: Sequence[str]) -> Any:
@@ -394,7 +382,3 @@ def _given(values: Mapping[Any, Any], names: Sequence[str]) -> Any:
         if column in names if isinstance(column, str) else getattr(column, "key", None) in names:
             return value
     return _MISSING
-
-
-def _is_clause(value: Any) -> bool:
-    return isinstance(value, elements.ClauseElement) and not isinstance(value, elements.BindParameter)

@@ -18,6 +18,7 @@ from sqlalchemy import Table
 from sqlalchemy.sql import elements, functions, operators, selectable
 from sqlalchemy.sql.dml import UpdateBase
 
+from shardwright.routing.clauses import conjunction, keeps_rows, query_of, stripped
 from shardwright.routing.sources import Bound, Either, Source
 from shardwright.routing.tables import Declaration
 
@@ -25,6 +26,7 @@ from shardwright.routing.tables import Declaration
 Lookup = Callable[[selectable.TableClause], "Declaration | None"]
 From = selectable.FromClause
 
+_WRAPPERS = (selectable.FromGrouping, selectable.Alias, selectable.TableSample, selectable.Subquery)
 _HIDDEN_QUERY = re.compile(r"\b(?:select|from|table|with|insert|update|delete|merge|copy)\b", re.IGNORECASE)
 
 
@@ -41,6 +43,8 @@ class Ties:
     unknown: list[str] = field(default_factory=list)
     #: sharded tables all of whose rows may appear in the result
     roots: list[From] = field(default_factory=list)
+    #: the key columns of roots that stand inside a subquery in FROM
+    exposed: dict[From, Any] = field(default_factory=dict)
     sources: dict[From, list[Source]] = field(default_factory=dict)
     edges: dict[From, set[From]] = field(default_factory=dict)
     #: why the statement cannot be looked through
@@ -50,6 +54,7 @@ class Ties:
     #: it has a side effect although it is a SELECT
     writes: bool = False
     _done: set[int] = field(default_factory=set)
+    _opened: set[int] = field(default_factory=set)
 
     # ------------------------------------------------------------------ statements
 
@@ -123,7 +128,9 @@ class Ties:
             return []
         if isinstance(item, selectable.AliasedReturnsRows):
             inner = item.element
-            while isinstance(inner, (selectable.FromGrouping, selectable.Alias, selectable.TableSample)):
+            subquery = isinstance(item, selectable.Subquery)
+            while isinstance(inner, _WRAPPERS):
+                subquery = subquery or isinstance(inner, selectable.Subquery)
                 inner = inner.element
             if isinstance(inner, selectable.TableClause):
                 return self._table(item, inner, nullable=nullable, top=top)
@@ -134,15 +141,33 @@ class Ties:
                 self.opaque = self.opaque or "it contains a recursive CTE"
                 return []
             if id(inner) in self._done:
+                if id(inner) in self._opened:
+                    self.opaque = self.opaque or "a subquery stands twice in its FROM; write it twice"
                 return [item]
             self._done.add(id(inner))
-            before = len(self.sharded)
+            # Its rows are those of the tables in it: what is said of them outside is said of those.
+            opens = subquery and keeps_rows(inner)
+            before, roots = len(self.sharded), len(self.roots)
+            if opens:
+                within = self.select(inner, top=top and not nullable)
+                self._opened.add(id(inner))
+                self._expose(item, roots)
+                return [item, *within]
             self.nested(inner, outer if isinstance(item, selectable.Lateral) else (), "a subquery")
-            if len(self.sharded) > before:
-                self.local = self.local or "a subquery in FROM"
+            if len(self.sharded) > before and not keeps_rows(inner):
+                self.local = self.local or "a subquery in FROM that limits, groups or counts rows"
             return [item]
         self.opaque = self.opaque or f"its FROM contains a {type(item).__name__}"
         return []
+
+    def _expose(self, item: Any, since: int) -> None:
+        """Name the columns of a subquery that are the keys of its roots; what shows no key is no root outside."""
+        found, self.roots = self.roots[since:], self.roots[:since]
+        for column in item.c:
+            table = self.key_of(column)
+            if table is not None and table in found and table not in self.roots:
+                self.roots.append(table)
+                self.exposed[table] = column
 
     def _table(self, item: From, table: selectable.TableClause, *, nullable: bool, top: bool) -> list[From]:
         declared = self.lookup(table)
@@ -200,7 +225,7 @@ class Ties:
 
     def terms(self, clause: Any, own: Sequence[From], visible: Sequence[From]) -> None:
         """Learn from a condition that every row of the result meets; it can bind the tables in `own`."""
-        for term in _conjunction(clause):
+        for term in conjunction(clause):
             self._term(term, own)
             self.expressions(term, visible)
             self._member_of_query(term, own)
@@ -221,7 +246,7 @@ class Ties:
 
     def _literal(self, term: Any) -> Iterator[tuple[From, Source]]:
         """The keys that one condition names."""
-        term = _stripped(term)
+        term = stripped(term)
         if isinstance(term, elements.BooleanClauseList) and term.operator is operators.or_:
             branches = [_by_table(self._literal_of_all(branch)) for branch in term.clauses]
             for table in set.intersection(*(set(branch) for branch in branches)) if branches else ():
@@ -232,25 +257,25 @@ class Ties:
             yield from self._comparison(term)
 
     def _literal_of_all(self, clause: Any) -> Iterator[tuple[From, Source]]:
-        for term in _conjunction(clause):
+        for term in conjunction(clause):
             yield from self._literal(term)
 
     def _comparison(self, term: elements.BinaryExpression[Any]) -> Iterator[tuple[From, Source]]:
-        left, right = _stripped(term.left), _stripped(term.right)
+        left, right = stripped(term.left), stripped(term.right)
         if term.operator is operator.eq:
             for column, value in ((left, right), (right, left)):
                 table = self.key_of(column)
                 if table is not None and isinstance(value, elements.BindParameter):
                     yield table, Bound(value)
                 elif table is not None and isinstance(value, elements.CollectionAggregate):
-                    listed = _stripped(value.element)
+                    listed = stripped(value.element)
                     if value.operator is operators.any_op and isinstance(listed, elements.BindParameter):
                         yield table, Bound(listed, many=True)
             if isinstance(left, elements.Tuple) and isinstance(right, elements.Tuple):
                 for one, other in zip(left.clauses, right.clauses, strict=False):
                     table = self.key_of(one)
-                    if table is not None and isinstance(_stripped(other), elements.BindParameter):
-                        yield table, Bound(_stripped(other))
+                    if table is not None and isinstance(stripped(other), elements.BindParameter):
+                        yield table, Bound(stripped(other))
         elif term.operator is operators.in_op and isinstance(right, elements.BindParameter):
             if isinstance(left, elements.Tuple):
                 for position, one in enumerate(left.clauses):
@@ -260,16 +285,16 @@ class Ties:
                 yield table, Bound(right, many=True)
         elif term.operator is operators.in_op and hasattr(right, "clauses"):
             table = self.key_of(left)
-            items = [_stripped(item) for item in right.clauses]
+            items = [stripped(item) for item in right.clauses]
             if table is not None and all(isinstance(item, elements.BindParameter) for item in items):
                 yield table, Either(tuple(Bound(item) for item in items))
 
     def _member_of_query(self, term: Any, own: Sequence[From]) -> None:
         """``key IN (SELECT key ...)`` ties both ways; the query has been looked through already."""
-        term = _stripped(term)
+        term = stripped(term)
         if not (isinstance(term, elements.BinaryExpression) and term.operator is operators.in_op):
             return
-        table, query = self.key_of(term.left), _query_of(term.right)
+        table, query = self.key_of(term.left), query_of(term.right)
         if table is None or not isinstance(query, selectable.Select) or len(query._raw_columns) != 1:
             return
         inner = self.key_of(query._raw_columns[0])
@@ -287,7 +312,7 @@ class Ties:
         stack = [clause]
         while stack:
             item = stack.pop()
-            query = _query_of(item)
+            query = query_of(item)
             if query is not None:
                 self.nested(query, visible, "a subquery")
                 continue
@@ -306,10 +331,10 @@ class Ties:
 
     def key_of(self, column: Any) -> From | None:
         """The sharded table whose key a column is, through subqueries and labels; None for anything else."""
-        column = _stripped(column)
+        column = stripped(column)
         for _ in range(20):
             if isinstance(column, elements.Label):
-                column = _stripped(column.element)
+                column = stripped(column.element)
             table = getattr(column, "table", None)
             if table is None:
                 return None
@@ -319,7 +344,7 @@ class Ties:
             below = getattr(column, "_proxies", None)
             if not below or len(below) != 1:
                 return None
-            column = _stripped(below[0])
+            column = stripped(below[0])
         return None
 
     def keyspace_of(self, table: From) -> str | None:
@@ -368,30 +393,3 @@ def _by_table(found: Iterable[tuple[From, Source]]) -> dict[From, Source]:
         if table not in kept or _breadth(source) < _breadth(kept[table]):
             kept[table] = source
     return kept
-
-
-def _conjunction(clause: Any) -> Iterator[Any]:
-    clause = _stripped(clause)
-    if isinstance(clause, elements.BooleanClauseList) and clause.operator is operators.and_:
-        for part in clause.clauses:
-            yield from _conjunction(part)
-    else:
-        yield clause
-
-
-def _stripped(clause: Any) -> Any:
-    while isinstance(clause, (elements.Grouping, elements.TypeCoerce)):
-        clause = clause.element if isinstance(clause, elements.Grouping) else clause.clause
-    return clause
-
-
-def _query_of(item: Any) -> Any:
-    """The query inside an expression that is one (EXISTS, scalar subquery, the right side of IN), or None."""
-    while True:
-        if isinstance(item, (selectable.ScalarSelect, selectable.SelectStatementGrouping, selectable.Exists)) or (
-            isinstance(item, elements.Grouping) and isinstance(item.element, selectable.SelectBase)
-        ):
-            item = item.element
-        else:
-            break
-    return item if isinstance(item, (selectable.SelectBase, UpdateBase)) else None
