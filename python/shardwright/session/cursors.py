@@ -1,6 +1,6 @@
-"""Cursors that send what must go ahead of a statement in the same flush: BEGIN and the ownership check.
+"""psycopg cursors that send what must go ahead of a statement in the same flush: BEGIN and the ownership check.
 
-This follows psycopg's own cursors step by step; what is leaned on of their inside is in this file and in `wire`.
+This follows psycopg's own cursors step by step; what is leaned on of their inside is in this file and in `wire_psycopg`.
 """
 
 from __future__ import annotations
@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import generators, pq
+from psycopg._cursor_base import BaseCursor
 from psycopg._preparing import Prepare
 from psycopg.abc import Params, PQGen, Query
 
+from shardwright.session.wire import ASK_XID, mark_entry
+
 if TYPE_CHECKING:
-    from typing import Self
-
-    from shardwright.session.wire import GuardedConnection
-
-#: Asks for the transaction's number; NULL while it has written nothing.
-ASK_XID = b"SELECT pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text"
+    from shardwright.session.wire_psycopg import GuardedAsyncConnection, GuardedConnection, PsycopgGuarded
 
 
 def raise_for(pgconn: pq.abc.PGconn, results: Sequence[pq.abc.PGresult]) -> None:
@@ -34,10 +32,10 @@ def raise_for(pgconn: pq.abc.PGconn, results: Sequence[pq.abc.PGresult]) -> None
             raise psycopg.errors.error_from_result(result, encoding=pgconn._encoding)
 
 
-class GuardedCursor(psycopg.Cursor[Any]):
-    """A cursor that sends what must go ahead of a statement in the same flush."""
+class _Ahead(BaseCursor[Any, Any]):
+    """What all kinds of cursors have in common."""
 
-    _conn: GuardedConnection
+    _conn: PsycopgGuarded
 
     def _execute_gen(
         self, query: Query, params: Params | None = None, *, prepare: bool | None = None, binary: bool | None = None
@@ -45,7 +43,7 @@ class GuardedCursor(psycopg.Cursor[Any]):
         conn = self._conn
         kind = conn.note_statement(query)
         asks = conn.wrote and conn.xact_id is None and not conn._autocommit
-        if conn._pipeline or not (asks or conn._needs_ahead()):
+        if conn._pipeline or not (asks or conn.needs_ahead):
             yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
         else:
             yield from self._execute_in_one_flush(query, params, prepare, binary, asks)
@@ -67,7 +65,7 @@ class GuardedCursor(psycopg.Cursor[Any]):
         conn._check_connection_ok()
         pgconn.enter_pipeline_mode()
         try:
-            ahead = conn._take_ahead()
+            ahead = conn.take_ahead()
             for command in ahead:
                 pgconn.send_query_params(command, None)
             prep, name = self._get_prepared(pgq, prepare)
@@ -90,7 +88,7 @@ class GuardedCursor(psycopg.Cursor[Any]):
         finally:
             _leave_pipeline(pgconn)
         if checked is not None:
-            checked.shardwright_at_entry = True  # type: ignore[attr-defined]
+            mark_entry(checked)
             raise checked
         raise_for(pgconn, prepared)
         if key is not None:
@@ -98,7 +96,7 @@ class GuardedCursor(psycopg.Cursor[Any]):
         self._check_results(results)
         self._set_results(results)
         if asks:
-            conn._note_xid(number)
+            conn.note_xid(number)
         self._last_query = query
         yield from conn._prepared.maintain_gen(conn)
 
@@ -116,41 +114,63 @@ class GuardedCursor(psycopg.Cursor[Any]):
                 found = error
         return found
 
-    def executemany(self, query: Query, params_seq: Iterable[Params], *, returning: bool = False) -> None:
-        """As psycopg's; the transaction begins before it, since it has a pipeline of its own."""
-        self._begin_first(query)
-        super().executemany(query, params_seq, returning=returning)
-        self._conn.has_run = True
-
-    def stream(self, query: Query, params: Params | None = None, **options: Any) -> Any:
-        """As psycopg's; the transaction begins before it."""
-        self._begin_first(query)
-        self._conn.has_run = True
-        return super().stream(query, params, **options)
-
-    def copy(self, statement: Query, params: Params | None = None, **options: Any) -> Any:
-        """As psycopg's; the transaction begins before it."""
-        self._begin_first(statement)
-        self._conn.has_run = True
-        return super().copy(statement, params, **options)
-
-    def _begin_first(self, query: Query) -> None:
+    def _stream_send_gen(self, query: Query, params: Params | None = None, **options: Any) -> PQGen[None]:
         self._conn.note_statement(query)
-        if self._conn._needs_ahead():
-            self._conn.begin()
+        yield from super()._stream_send_gen(query, params, **options)
+        self._conn.has_run = True
+
+    def _start_copy_gen(self, statement: Query, params: Params | None = None) -> PQGen[None]:
+        self._conn.note_statement(statement)
+        yield from super()._start_copy_gen(statement, params)
+        self._conn.has_run = True
 
 
-class GuardedServerCursor(psycopg.ServerCursor[Any]):
-    """A cursor on the server; the transaction begins before it is declared."""
+class GuardedCursor(_Ahead, psycopg.Cursor[Any]):
+    """A cursor of a thread's connection."""
 
     _conn: GuardedConnection
 
-    def execute(self, query: Query, params: Params | None = None, **options: Any) -> Self:
-        """As psycopg's."""
+    def executemany(self, query: Query, params_seq: Iterable[Params], *, returning: bool = False) -> None:
+        """As psycopg's; the transaction begins before it, since it has a pipeline of its own."""
         self._conn.note_statement(query)
-        super().execute(query, params, **options)
+        if self._conn.needs_ahead:
+            self._conn.begin()
+        super().executemany(query, params_seq, returning=returning)
         self._conn.has_run = True
-        return self
+
+
+class GuardedAsyncCursor(_Ahead, psycopg.AsyncCursor[Any]):
+    """A cursor of an event loop's connection."""
+
+    _conn: GuardedAsyncConnection
+
+    async def executemany(self, query: Query, params_seq: Iterable[Params], *, returning: bool = False) -> None:
+        """As psycopg's; the transaction begins before it, since it has a pipeline of its own."""
+        self._conn.note_statement(query)
+        if self._conn.needs_ahead:
+            await self._conn.perform(self._conn._begin_gen(writes=False))
+        await super().executemany(query, params_seq, returning=returning)
+        self._conn.has_run = True
+
+
+class _Declared:
+    """What cursors on the server have in common: the transaction begins before they are declared."""
+
+    _conn: Any
+
+    def _declare_gen(self, query: Query, params: Params | None = None, binary: bool | None = None) -> PQGen[None]:
+        conn: PsycopgGuarded = self._conn
+        conn.note_statement(query)
+        yield from super()._declare_gen(query, params, binary)  # type: ignore[misc]
+        conn.has_run = True
+
+
+class GuardedServerCursor(_Declared, psycopg.ServerCursor[Any]):
+    """A cursor on the server, of a thread's connection."""
+
+
+class GuardedAsyncServerCursor(_Declared, psycopg.AsyncServerCursor[Any]):
+    """A cursor on the server, of an event loop's connection."""
 
 
 def _leave_pipeline(pgconn: pq.abc.PGconn) -> None:

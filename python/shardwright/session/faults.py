@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import psycopg
-
 from shardwright import errors
-from shardwright.session.wire import GuardedConnection, happened_at_entry
+from shardwright.session.wire import Guarded, happened_at_entry, is_commit_lost
 
 _MOVED, _FENCED, _IMPORTING, _REFUSED = "SH001", "SH002", "SH003", "SH004"
 _STANDBY, _SERIALIZATION = "25006", "40001"
@@ -25,10 +23,12 @@ class EntryRefused(errors.ShardMoved):
     #: whether something of the caller's had run on that shard's connection
     had_run = False
 
-    def __init__(self, shard: str, error: psycopg.Error) -> None:
-        said = error.diag.message_primary or str(error)
+    def __init__(self, shard: str, error: BaseException) -> None:
         super().__init__(
-            f"shard {shard}: {said}", fix="run the transaction again", shard=shard, sqlstate=error.sqlstate
+            f"shard {shard}: {said_by(error)}",
+            fix="run the transaction again",
+            shard=shard,
+            sqlstate=sqlstate_of(error),
         )
 
 
@@ -53,7 +53,7 @@ class ConnectionLost(errors.ShardUnavailable):
 
 
 def sqlstate_of(error: BaseException) -> str | None:
-    """The SQLSTATE of an error of psycopg or of SQLAlchemy around it, or None.
+    """The SQLSTATE of a driver's error or of SQLAlchemy's around it, or None.
 
     Args:
         error: any error.
@@ -65,18 +65,36 @@ def sqlstate_of(error: BaseException) -> str | None:
     return None
 
 
-def translate(shard: str, error: psycopg.Error, connection: GuardedConnection | None) -> errors.SessionError | None:
+def said_by(error: BaseException) -> str:
+    """The server's own words, or the driver's where it has none.
+
+    Args:
+        error: a driver's.
+    """
+    return _field(error, "message_primary", "message") or str(error).strip()
+
+
+def _field(error: BaseException, psycopg_name: str, asyncpg_name: str) -> str | None:
+    """A field of the server's message, where each driver keeps it."""
+    if (diag := getattr(error, "diag", None)) is not None:
+        found = getattr(diag, psycopg_name)
+    else:
+        found = getattr(error.__cause__ or error, asyncpg_name, None)
+    return found if isinstance(found, str) else None
+
+
+def translate(shard: str, error: BaseException, connection: Guarded | None) -> errors.SessionError | None:
     """The error of ours that an error of a shard amounts to, or None where SQLAlchemy's own says it well.
 
     Args:
         shard: the shard's name.
-        error: what psycopg raised.
+        error: what the driver raised.
         connection: on which connection, while it is known.
     """
-    if getattr(error, "shardwright_commit_lost", False):
+    if is_commit_lost(error):
         return _commit_unknown(shard, connection)
-    state, said = error.sqlstate, error.diag.message_primary or str(error).strip()
-    if state == _STANDBY and not (connection is not None and connection.read_only):
+    state, said = sqlstate_of(error), said_by(error)
+    if state == _STANDBY and not (connection is not None and connection.is_read_only):
         return ConnectionLost.standby(shard, said, had_run=not happened_at_entry(error))
     if state == _SERIALIZATION and happened_at_entry(error):
         # The range was changed while the check waited for it, under a snapshot that is older.
@@ -95,8 +113,8 @@ def translate(shard: str, error: psycopg.Error, connection: GuardedConnection | 
             )
         return errors.ShardMoved(f"shard {shard}: {said}", fix="run the transaction again", shard=shard)
     if state == _REFUSED:
-        return errors.WriteRefused(said, fix=error.diag.message_hint or "", shard=shard)
-    if connection is not None and connection.closed:
+        return errors.WriteRefused(said, fix=_field(error, "message_hint", "hint") or "", shard=shard)
+    if connection is not None and connection.is_closed:
         lost = ConnectionLost(
             f"the connection to shard {shard} was lost: {said}", fix="run the transaction again", shard=shard
         )
@@ -105,7 +123,7 @@ def translate(shard: str, error: psycopg.Error, connection: GuardedConnection | 
     return None
 
 
-def _commit_unknown(shard: str, connection: GuardedConnection | None) -> errors.CommitUnknown:
+def _commit_unknown(shard: str, connection: Guarded | None) -> errors.CommitUnknown:
     facts: dict[str, Any] = {"shard": shard}
     if connection is not None and connection.xact_id is not None:
         facts |= {"xid": connection.xact_id, "timeline": connection.timeline}

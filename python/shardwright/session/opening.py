@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import psycopg
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, ExceptionContext
 
 from shardwright import errors
 from shardwright.session.faults import ConnectionLost, EntryRefused, translate
-from shardwright.session.wire import GuardedConnection
+from shardwright.session.wire import Guarded
 
 #: Execution options that must be set before BEGIN.
 TRANSACTION_OPTIONS = frozenset({"isolation_level", "postgresql_readonly", "postgresql_deferrable"})
+#: Execution option of a connection: what to call before its COMMIT, when nothing can be flushed into it any more.
+BEFORE_COMMIT = "shardwright_before_commit"
 
 
 class SessionEngine(Engine):
@@ -68,14 +69,14 @@ def shard_of(engine: Engine) -> str:
     return str(engine.__dict__["shardwright_shard"])
 
 
-def driver_of(connection: Connection) -> GuardedConnection:
-    """The psycopg connection below a SQLAlchemy connection.
+def driver_of(connection: Connection) -> Guarded:
+    """The driver's connection below a SQLAlchemy connection.
 
     Args:
         connection: a connection to a shard.
     """
     driver = connection.connection.driver_connection
-    assert isinstance(driver, GuardedConnection)
+    assert isinstance(driver, Guarded)
     return driver
 
 
@@ -98,12 +99,12 @@ def begin(
     """
     try:
         driver = driver_of(connection)
-        if driver.pgconn.parameter_status(b"in_hot_standby") == b"on":
+        if driver.is_standby:
             # PostgreSQL has said so by itself. Without the check, a demoted primary would be read for ever.
             connection.invalidate()
             raise ConnectionLost.standby(shard_of(connection.engine))
         driver.new_transaction(ranges)
-        if driver.autocommit and (ranges or whole):
+        if driver.is_autocommit and (ranges or whole):
             raise errors.BadOption(
                 "AUTOCOMMIT gives up the ownership check with each statement",
                 fix='use another isolation level, or reads="relaxed"',
@@ -113,24 +114,59 @@ def begin(
             driver.enter_all()
         elif not ahead:
             driver.begin(writes=writes)
-    except psycopg.Error as error:
+    except driver_errors(connection) as error:
         ours = translate(shard_of(connection.engine), error, driver)
         if isinstance(ours, ConnectionLost):
             connection.invalidate(error)
         connection.close()
         if ours is None:
-            raise _wrapped(connection, error) from error
+            raise as_sqlalchemy(connection, error, "BEGIN; SELECT shardwright.enter()") from error
         raise ours from error
-    except BaseException:
+    except BaseException as error:
+        if not isinstance(error, Exception):
+            # A task that was cancelled: nobody knows what is still to come on this connection.
+            connection.invalidate(error)
         connection.close()
         raise
 
 
-def _wrapped(connection: Connection, error: psycopg.Error) -> BaseException:
-    """The error as SQLAlchemy would raise it."""
+def driver_errors(connection: Connection | Engine) -> tuple[type[Exception], ...]:
+    """What a driver raises.
+
+    Args:
+        connection: a connection to a shard, or its engine.
+    """
+    return (connection.dialect.loaded_dbapi.Error, OSError)
+
+
+def as_sqlalchemy(connection: Connection, error: Exception, statement: str) -> BaseException:
+    """A driver's error as SQLAlchemy would raise it.
+
+    Args:
+        connection: where it happened.
+        error: what the driver raised.
+        statement: what was sent.
+    """
     return sa.exc.DBAPIError.instance(
-        "BEGIN; SELECT shardwright.enter()", None, error, psycopg.Error, dialect=connection.dialect
+        statement,
+        None,
+        error,
+        connection.dialect.loaded_dbapi.Error,
+        dialect=connection.dialect,
     )
+
+
+def announce_commits(engine: Engine) -> None:
+    """Let whoever gave `BEFORE_COMMIT` to a connection of an engine know that it is about to be committed.
+
+    Args:
+        engine: the shard's engine.
+    """
+
+    @sa.event.listens_for(engine, "commit")
+    def on_commit(connection: Connection) -> None:
+        if (call := connection.get_execution_options().get(BEFORE_COMMIT)) is not None:
+            call()
 
 
 def translate_errors(engine: Engine, shard: str, on_moved: Callable[[], object]) -> None:
@@ -145,9 +181,9 @@ def translate_errors(engine: Engine, shard: str, on_moved: Callable[[], object])
     @sa.event.listens_for(engine, "handle_error")
     def on_error(context: ExceptionContext) -> BaseException | None:
         error = context.original_exception
-        if not isinstance(error, psycopg.Error):
+        if not isinstance(error, (context.dialect.loaded_dbapi.Error, OSError)):
             return None
-        driver: GuardedConnection | None = None
+        driver: Guarded | None = None
         if context.connection is not None and not context.connection.closed and not context.connection.invalidated:
             driver = driver_of(context.connection)
         ours = translate(shard, error, driver)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from shardwright import engines, errors
 from shardwright.catalog.roster import Shard
-from shardwright.session.opening import translate_errors
+from shardwright.session.opening import announce_commits, translate_errors
 from shardwright.session.refresh import Router
-from shardwright.session.wire import GuardedConnection
+from shardwright.session.wire_psycopg import GuardedConnection
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -112,6 +112,7 @@ class ShardEngines:
             engine = self._makers[driver](shard)
             engine.__dict__["shardwright_shard"] = shard.name
             translate_errors(engine, shard.name, self._refresh)
+            announce_commits(engine)
             self._made[shard.name, driver] = (shard, engine)
             return engine
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import psycopg
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
@@ -15,7 +14,7 @@ from shardwright.session.faults import translate
 from shardwright.session.pinned import forget_connections
 from shardwright.session.targets import one_shard_only
 from shardwright.session.waiting import together
-from shardwright.session.wire import GuardedConnection
+from shardwright.session.wire import Guarded
 
 if TYPE_CHECKING:
     from shardwright.session.session import ShardSession
@@ -97,8 +96,8 @@ class ShardTransactions:
         """The connection of a shard whose transaction is open."""
         return self._open[shard]
 
-    def driver(self, shard: str) -> GuardedConnection:
-        """The psycopg connection of a shard whose transaction is open."""
+    def driver(self, shard: str) -> Guarded:
+        """The driver's connection of a shard whose transaction is open."""
         return opening.driver_of(self._open[shard])
 
     def forget(self, shard: str) -> None:
@@ -188,7 +187,7 @@ class ShardTransactions:
                     driver.enter_all()
                 elif not driver.has_begun:
                     driver.begin()
-            except psycopg.Error as error:
+            except opening.driver_errors(self._open[shard]) as error:
                 raise translate(shard, error, driver) or error from error
 
         return enter

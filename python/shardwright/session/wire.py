@@ -1,11 +1,12 @@
-"""A psycopg connection whose transactions begin with the ownership check, in the same message as BEGIN.
+"""What is known of the transaction on a connection to a shard, and how ranges are entered; for every driver alike.
 
-Two forms. *At once*: one simple-protocol message ``BEGIN; SELECT shardwright.enter(..)``, for whoever needs to know before
-the first statement that the range is served here. *Ahead*: BEGIN, the check and the first statement leave in one
-flush in pipeline mode, which saves BEGIN's round trip; an error of the check aborts the rest of the pipeline, so the
-statement has not run. Nothing outlives the transaction, so both work through PgBouncer in transaction mode.
+A connection's transactions begin with the ownership check, in the same message as BEGIN. Two forms. *At once*: one
+simple-protocol message ``BEGIN; SELECT shardwright.enter(..)``, for whoever needs to know before the first statement that
+the range is served here. *Ahead*: the check goes ahead of the first statement, with psycopg in the same flush. Nothing
+outlives the transaction, so both work through PgBouncer in transaction mode.
 
 The pool shares a connection among all keys of its shard: which ranges to enter is told before each transaction.
+How it is done is each driver's own: `wire_psycopg`, `wire_asyncpg`.
 """
 
 from __future__ import annotations
@@ -14,28 +15,23 @@ import enum
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any
-
-import psycopg
-from psycopg import generators, pq
-from psycopg.abc import PQGen
-from psycopg.rows import RowFactory, tuple_row
 
 from shardwright import errors
 from shardwright.routing.multirange import Multirange
-from shardwright.session.cursors import ASK_XID, GuardedCursor, GuardedServerCursor, raise_for
-
-_IDLE = pq.TransactionStatus.IDLE
-_IN_TRANSACTION = pq.TransactionStatus.INTRANS
-_FAILED = pq.TransactionStatus.INERROR
 
 # What cannot have written: only these leave out the question for the transaction's number.
 _READS = re.compile(r"\s*(?:SELECT|VALUES|TABLE|SHOW|FETCH|SAVEPOINT|RELEASE|ROLLBACK|SET)\b", re.IGNORECASE)
 _SAVEPOINT = re.compile(r"\s*(SAVEPOINT|ROLLBACK\s+(?:WORK\s+|TRANSACTION\s+)?TO)\b", re.IGNORECASE)
 _WRITES_INSIDE = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
-_TAKE_XID = b"SELECT pg_catalog.pg_current_xact_id()::pg_catalog.text"
-_ENTER_ALL = b"SELECT keyspace, owned::pg_catalog.text, strangers FROM shardwright.enter_all()"
-_SNAPSHOT_LEVELS = (psycopg.IsolationLevel.REPEATABLE_READ, psycopg.IsolationLevel.SERIALIZABLE)
+
+#: Gives the transaction's number, assigning one.
+TAKE_XID = b"SELECT pg_catalog.pg_current_xact_id()::pg_catalog.text"
+#: Asks for the transaction's number; NULL while it has written nothing.
+ASK_XID = b"SELECT pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text"
+#: Enters the whole shard; `Guarded.note_served` takes its rows.
+ENTER_ALL = b"SELECT keyspace, owned::pg_catalog.text, strangers FROM shardwright.enter_all()"
+#: Why a COMMIT is not sent: the server would answer it with ROLLBACK, and nobody would be told.
+CANNOT_COMMIT = "the transaction has failed and cannot be committed"
 
 
 def enter_sql(ranges: Iterable[int]) -> bytes:
@@ -95,25 +91,56 @@ def may_write(query: object) -> bool:
     return kind_of(query) is Kind.WRITES
 
 
+def mark_entry(error: BaseException) -> None:
+    """Note on an error that it came from BEGIN or the ownership check.
+
+    Args:
+        error: what the driver raised.
+    """
+    error.shardwright_at_entry = True  # type: ignore[attr-defined]
+
+
 def happened_at_entry(error: BaseException) -> bool:
     """Whether an error came from BEGIN or the ownership check, so that nothing of the caller's has run.
 
     Args:
-        error: what psycopg raised.
+        error: what the driver raised, or what it was made into.
     """
-    return getattr(error, "shardwright_at_entry", False)
+    return _is_marked(error, "shardwright_at_entry")
 
 
-class GuardedConnection(psycopg.Connection[Any]):
-    """A connection of an application's session to one shard."""
+def mark_commit_lost(error: BaseException) -> None:
+    """Note on an error that COMMIT was sent, and never answered.
 
-    def __init__(self, pgconn: pq.abc.PGconn, row_factory: RowFactory[Any] = tuple_row) -> None:
-        super().__init__(pgconn, row_factory)
-        self.cursor_factory = GuardedCursor
-        self.server_cursor_factory = GuardedServerCursor
-        #: the server's timeline when this connection was opened; 0 when it could not be asked
-        self.timeline = 0
-        self.new_transaction(())
+    Args:
+        error: what the driver raised.
+    """
+    error.shardwright_commit_lost = True  # type: ignore[attr-defined]
+
+
+def is_commit_lost(error: BaseException) -> bool:
+    """Whether COMMIT was sent and never answered.
+
+    Args:
+        error: what the driver raised, or what it was made into.
+    """
+    return _is_marked(error, "shardwright_commit_lost")
+
+
+def _is_marked(error: BaseException, mark: str) -> bool:
+    # SQLAlchemy makes asyncpg's errors into others, whose cause they are.
+    return getattr(error, mark, False) or getattr(error.__cause__, mark, False)
+
+
+class Guarded:
+    """A connection of an application's session to one shard: what its transaction has entered and done.
+
+    Below it is a driver's own connection. Whatever is called here is called from plain functions; on an event loop they
+    run in SQLAlchemy's greenlets.
+    """
+
+    #: the server's timeline when this connection was opened; 0 when it could not be asked
+    timeline = 0
 
     def new_transaction(self, ranges: Iterable[int]) -> None:
         """Say which ranges the next transaction enters. Called between transactions only.
@@ -127,6 +154,10 @@ class GuardedConnection(psycopg.Connection[Any]):
         self.wrote = False
         #: it is known to have written nothing, and is a part of a larger transaction: losing its COMMIT loses nothing
         self.only_read = False
+        #: its part of a transaction on several shards has been brought to its end: COMMIT has nothing left to do
+        self.settled = False
+        #: it is a part of a transaction on several shards, and whether they must be committed together has been found out
+        self.is_judged = False
         #: whether a statement of the caller's has succeeded in it
         self.has_run = False
         #: what the shard serves, by keyspace, when it was entered as a whole: owned points, and whether others are here
@@ -134,6 +165,90 @@ class GuardedConnection(psycopg.Connection[Any]):
         self._entered: set[int] = set()
         self._outside_savepoints: set[int] | None = None
         self._wanted: set[int] = set(ranges)
+
+    # ------------------------------------------------------------------ each driver's own
+
+    @property
+    def is_autocommit(self) -> bool:
+        """Whether each statement is a transaction of its own."""
+        raise NotImplementedError
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether its transactions are READ ONLY."""
+        raise NotImplementedError
+
+    @property
+    def level(self) -> str:
+        """The isolation level of its transactions, as SQL says it; empty for the server's default."""
+        raise NotImplementedError
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a transaction is open on the server."""
+        raise NotImplementedError
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether that transaction can only be rolled back."""
+        raise NotImplementedError
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the connection is of no use any more."""
+        raise NotImplementedError
+
+    @property
+    def is_standby(self) -> bool:
+        """Whether the server has said, by itself, that it is in recovery."""
+        raise NotImplementedError
+
+    def begin_sql(self, *, read_only: bool) -> bytes:
+        """BEGIN with the transaction's options.
+
+        Args:
+            read_only: whether READ ONLY is one of them.
+        """
+        raise NotImplementedError
+
+    def begin(self, *, writes: bool = False) -> None:
+        """Begin now, with the check: when this returns, the ranges are held.
+
+        Args:
+            writes: a write follows for sure: the transaction's number, which it will need, is asked for right away.
+
+        Raises:
+            Exception: the driver's; `happened_at_entry` tells that it is the check's.
+        """
+        raise NotImplementedError
+
+    def enter_all(self) -> None:
+        """Hold off every switch on this shard until the transaction ends, and learn what it serves (`served`).
+
+        Raises:
+            Exception: the driver's; `happened_at_entry` is true for it.
+        """
+        raise NotImplementedError
+
+    def ask_xact_id(self) -> int | None:
+        """Ask the server for the transaction's number: None where it has written nothing yet."""
+        raise NotImplementedError
+
+    def command(self, text: str) -> str:
+        """Send one command as it is, inside of the transaction or outside of any: nothing is begun for it.
+
+        Args:
+            text: the command.
+
+        Returns:
+            The first value of its answer, or the words with which the server says that it is done.
+
+        Raises:
+            Exception: the driver's.
+        """
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ what is known
 
     def want(self, ranges: Iterable[int]) -> None:
         """Enter more ranges together with the next statement.
@@ -146,10 +261,10 @@ class GuardedConnection(psycopg.Connection[Any]):
         """
         self._wanted.update(ranges)
         self._wanted -= self._entered
-        if self._wanted and self.has_begun and self._is_narrowed_later:
+        if self._wanted and self.has_begun and self.is_narrowed_later:
             self._wanted = set()
             raise errors.BadOption(
-                f"a READ ONLY transaction at {psycopg.IsolationLevel(self.isolation_level or 0).name} cannot go on to other keys",
+                f"a READ ONLY transaction at {self.level} cannot go on to other keys",
                 fix="use READ COMMITTED, leave READ ONLY out, or a session for each key",
             )
 
@@ -161,34 +276,62 @@ class GuardedConnection(psycopg.Connection[Any]):
     @property
     def takes_snapshot(self) -> bool:
         """Whether its transactions keep one snapshot, so that the check locks the range's row."""
-        return self.isolation_level in _SNAPSHOT_LEVELS
+        return self.level in ("REPEATABLE READ", "SERIALIZABLE")
 
     @property
-    def has_begun(self) -> bool:
-        """Whether a transaction is open on the server."""
-        return self.pgconn.transaction_status != _IDLE
+    def is_narrowed_later(self) -> bool:
+        """Under a level that keeps its snapshot the check locks the range's row, which READ ONLY forbids."""
+        return self.is_read_only and self.takes_snapshot
 
-    def begin(self, *, writes: bool = False) -> None:
-        """Begin now, with the check: when this returns, the ranges are held.
+    @property
+    def needs_ahead(self) -> bool:
+        """Whether something must reach the server before the next statement."""
+        if self.is_autocommit or self.has_failed:
+            return False
+        return bool(self._wanted) or not self.has_begun
+
+    def take_ahead(self, *, whole: bool = False) -> list[bytes]:
+        """Commands that must reach the server before the next statement; they count as sent.
 
         Args:
-            writes: a write follows for sure: the transaction's number, which it will need, is asked for right away.
-
-        Raises:
-            psycopg.Error: `happened_at_entry` tells that it is the check's.
+            whole: enter the whole shard too.
         """
-        with self.lock:
-            self.wait(self._begin_gen(writes))
+        commands = []
+        locks_rows = bool(self._wanted) or whole
+        needs = self.needs_ahead
+        begins = needs and not self.has_begun
+        # A READ ONLY transaction locks no rows: it becomes read-only behind the check.
+        later = begins and locks_rows and self.is_narrowed_later
+        if begins:
+            commands.append(self.begin_sql(read_only=self.is_read_only and not later))
+        if needs and self._wanted:
+            commands.append(enter_sql(self._wanted))
+            self._entered |= self._wanted
+            self._wanted = set()
+        if whole:
+            commands.append(ENTER_ALL)
+        if later:
+            commands.append(b"SET TRANSACTION READ ONLY")
+        return commands
 
-    def enter_all(self) -> None:
-        """Hold off every switch on this shard until the transaction ends, and learn what it serves (`served`).
+    def note_served(self, rows: Iterable[Sequence[str]]) -> None:
+        """Take note of what the shard serves, which was entered as a whole.
 
-        Raises:
-            psycopg.Error: `happened_at_entry` is true for it where the transaction began with this.
+        Args:
+            rows: of `ENTER_ALL`, as texts.
         """
-        with self.lock:
-            rows = self.wait(self._enter_all_gen())
         self.served = {name: (Multirange.parse(owned), strangers == "t") for name, owned, strangers in rows}
+
+    def note_statement(self, query: object) -> Kind:
+        """Take note whether a statement may write, before it is sent.
+
+        Args:
+            query: the statement, as handed to a cursor.
+        """
+        kind = kind_of(query)
+        if kind is Kind.WRITES and not self.is_autocommit:
+            self.wrote = True
+        return kind
 
     def note_savepoint(self, kind: Kind) -> None:
         """Follow savepoints: rolling back to one releases the locks of the ranges that were entered since.
@@ -200,136 +343,3 @@ class GuardedConnection(psycopg.Connection[Any]):
             self._outside_savepoints = set(self._entered)
         elif kind is Kind.UNDOES and self._outside_savepoints is not None:
             self._entered = set(self._outside_savepoints)
-
-    def note_statement(self, query: object) -> Kind:
-        """Take note whether a statement may write.
-
-        Args:
-            query: the statement, as handed to a cursor.
-        """
-        kind = kind_of(query)
-        if kind is Kind.WRITES and not self._autocommit:
-            self.wrote = True
-        return kind
-
-    def ask_xact_id(self) -> int | None:
-        """Ask the server for the transaction's number: None where it has written nothing yet."""
-        if self.xact_id is None and self.pgconn.transaction_status == _IN_TRANSACTION:
-            with self.lock:
-                self.wait(self._ask_xid_gen())
-        return self.xact_id
-
-    def commit(self) -> None:
-        """Commit; never sent a second time.
-
-        Raises:
-            psycopg.Error: with the attribute `shardwright_commit_lost` where the answer was lost.
-        """
-        status = self.pgconn.transaction_status
-        if status == _FAILED:
-            # The server would answer COMMIT with ROLLBACK, and nobody would be told.
-            raise psycopg.errors.InFailedSqlTransaction("the transaction has failed and cannot be committed")
-        if self.wrote:
-            # Before COMMIT is sent: what fails here is an ordinary failure of a transaction.
-            self.ask_xact_id()
-        try:
-            super().commit()
-        except psycopg.Error as error:
-            if self.pgconn.status != pq.ConnStatus.OK:
-                if self.only_read:
-                    return
-                error.shardwright_commit_lost = True  # type: ignore[attr-defined]
-            raise
-
-    # ------------------------------------------------------------------ generators
-
-    def _begin_command(self, *, locks_rows: bool) -> bytes:
-        """BEGIN with its options. A READ ONLY transaction locks no rows: it becomes read-only behind the check."""
-        if not (locks_rows and self._is_narrowed_later):
-            return self._get_tx_start_command()
-        kept, self._begin_statement = self._begin_statement, b""
-        command = self._get_tx_start_command().replace(b" READ ONLY", b"")
-        self._begin_statement = kept
-        return command
-
-    @property
-    def _is_narrowed_later(self) -> bool:
-        """Under a level that keeps its snapshot the check locks the range's row, which READ ONLY forbids."""
-        return bool(self.read_only) and self.takes_snapshot
-
-    def _take_ahead(self, *, whole: bool = False) -> list[bytes]:
-        """Commands that must reach the server before the next statement; they count as sent."""
-        commands = []
-        begins = self._needs_ahead() and self.pgconn.transaction_status == _IDLE
-        locks_rows = bool(self._wanted) or whole
-        if begins:
-            commands.append(self._begin_command(locks_rows=locks_rows))
-        if self._wanted and self._needs_ahead():
-            commands.append(enter_sql(self._wanted))
-            self._entered |= self._wanted
-            self._wanted = set()
-        if whole:
-            commands.append(_ENTER_ALL)
-        if begins and locks_rows and self._is_narrowed_later:
-            commands.append(b"SET TRANSACTION READ ONLY")
-        return commands
-
-    def _needs_ahead(self) -> bool:
-        status = self.pgconn.transaction_status
-        return not self._autocommit and status != _FAILED and (bool(self._wanted) or status == _IDLE)
-
-    def _begin_gen(self, writes: bool) -> PQGen[None]:
-        commands = self._take_ahead()
-        if not commands:
-            return
-        asks = writes and not self.read_only and not self._autocommit
-        if asks:
-            commands.append(_TAKE_XID)
-        results = yield from self._exec_all(commands)
-        if asks:
-            self.wrote = True
-            self._note_xid(results[-1:])
-
-    def _start_query(self) -> PQGen[None]:
-        commands = self._take_ahead()
-        if not commands:
-            return
-        if self._pipeline:
-            for command in commands:
-                yield from self._exec_command(command)
-            yield from self._pipeline._sync_gen()
-            return
-        yield from self._exec_all(commands)
-
-    def _exec_all(self, commands: Sequence[bytes]) -> PQGen[list[pq.abc.PGresult]]:
-        """Send commands as one message of the simple protocol; they are all ours, so an error is the check's."""
-        try:
-            self._check_connection_ok()
-            self.pgconn.send_query(b"; ".join(commands))
-            results: list[pq.abc.PGresult] = yield from generators.execute(self.pgconn)
-            raise_for(self.pgconn, results)
-        except psycopg.Error as error:
-            error.shardwright_at_entry = True  # type: ignore[attr-defined]
-            raise
-        return results
-
-    def _enter_all_gen(self) -> PQGen[list[tuple[str, str, str]]]:
-        commands = self._take_ahead(whole=True)
-        results = yield from self._exec_all(commands)
-        found = results[commands.index(_ENTER_ALL)]
-        return [
-            tuple((found.get_value(row, column) or b"").decode() for column in range(3))  # type: ignore[misc]
-            for row in range(found.ntuples)
-        ]
-
-    def _ask_xid_gen(self) -> PQGen[None]:
-        self._check_connection_ok()
-        self.pgconn.send_query(ASK_XID)
-        results = yield from generators.execute(self.pgconn)
-        raise_for(self.pgconn, results)
-        self._note_xid(results)
-
-    def _note_xid(self, results: Sequence[pq.abc.PGresult]) -> None:
-        if results and results[0].status == pq.ExecStatus.TUPLES_OK:
-            told = results[0].get_value(0, 0)
-            self.xact_id = int(told) if told is not None else None

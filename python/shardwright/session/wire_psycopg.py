@@ -1,0 +1,275 @@
+"""psycopg connections whose transactions begin with the ownership check, for threads and for an event loop.
+
+What is said to the server is written once, as generators, which is how psycopg itself is made: each kind of connection
+performs them in its own way. psycopg's inside is leaned on here and in `cursors` alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import generators, pq
+from psycopg.abc import PQGen
+from psycopg.rows import AsyncRowFactory, RowFactory, tuple_row
+from psycopg.waiting import wait_async
+from sqlalchemy.util import await_only
+
+from shardwright.session.cursors import (
+    GuardedAsyncCursor,
+    GuardedAsyncServerCursor,
+    GuardedCursor,
+    GuardedServerCursor,
+    raise_for,
+)
+from shardwright.session.wire import ASK_XID, CANNOT_COMMIT, ENTER_ALL, TAKE_XID, Guarded, mark_commit_lost, mark_entry
+
+T = TypeVar("T")
+
+_IDLE = pq.TransactionStatus.IDLE
+_IN_TRANSACTION = pq.TransactionStatus.INTRANS
+_FAILED = pq.TransactionStatus.INERROR
+_SNAPSHOT_LEVELS = (psycopg.IsolationLevel.REPEATABLE_READ, psycopg.IsolationLevel.SERIALIZABLE)
+
+#: Seconds for which a cancelled task waits for the answer to the COMMIT that it has sent.
+COMMIT_GRACE = 5.0
+
+
+class PsycopgGuarded(Guarded, psycopg.BaseConnection[Any]):
+    """What both kinds of psycopg connections have in common."""
+
+    def _perform(self, generator: PQGen[T]) -> T:
+        """Talk to the server until a generator has ended."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ see `Guarded`
+
+    @property
+    def is_autocommit(self) -> bool:
+        """See `Guarded`."""
+        return self._autocommit
+
+    @property
+    def is_read_only(self) -> bool:
+        """See `Guarded`."""
+        return bool(self.read_only)
+
+    @property
+    def level(self) -> str:
+        """See `Guarded`."""
+        level = self.isolation_level
+        return "" if level is None else psycopg.IsolationLevel(level).name.replace("_", " ")
+
+    @property
+    def takes_snapshot(self) -> bool:
+        """See `Guarded`."""
+        return self.isolation_level in _SNAPSHOT_LEVELS
+
+    @property
+    def has_begun(self) -> bool:
+        """See `Guarded`."""
+        return self.pgconn.transaction_status != _IDLE
+
+    @property
+    def has_failed(self) -> bool:
+        """See `Guarded`."""
+        return self.pgconn.transaction_status == _FAILED
+
+    @property
+    def is_closed(self) -> bool:
+        """See `Guarded`."""
+        return self.closed
+
+    @property
+    def is_standby(self) -> bool:
+        """See `Guarded`."""
+        return self.pgconn.parameter_status(b"in_hot_standby") == b"on"
+
+    @property
+    def needs_ahead(self) -> bool:
+        """See `Guarded`; asked for each statement."""
+        status = self.pgconn.transaction_status
+        return not self._autocommit and status != _FAILED and (bool(self._wanted) or status == _IDLE)
+
+    def begin_sql(self, *, read_only: bool) -> bytes:
+        """See `Guarded`."""
+        if read_only or not self.read_only:
+            return self._get_tx_start_command()
+        kept, self._begin_statement = self._begin_statement, b""
+        command = self._get_tx_start_command().replace(b" READ ONLY", b"")
+        self._begin_statement = kept
+        return command
+
+    def begin(self, *, writes: bool = False) -> None:
+        """See `Guarded`."""
+        self._perform(self._begin_gen(writes))
+
+    def enter_all(self) -> None:
+        """See `Guarded`."""
+        self.note_served(self._perform(self._enter_all_gen()))
+
+    def ask_xact_id(self) -> int | None:
+        """See `Guarded`."""
+        if self._asks_xid:
+            self._perform(self._ask_xid_gen())
+        return self.xact_id
+
+    def command(self, text: str) -> str:
+        """See `Guarded`."""
+        return self._perform(self._command_gen(text))
+
+    @property
+    def _asks_xid(self) -> bool:
+        return self.xact_id is None and self.pgconn.transaction_status == _IN_TRANSACTION
+
+    # ------------------------------------------------------------------ generators
+
+    def _begin_gen(self, writes: bool) -> PQGen[None]:
+        commands = self.take_ahead()
+        if not commands:
+            return
+        asks = writes and not self.read_only and not self._autocommit
+        if asks:
+            commands.append(TAKE_XID)
+        results = yield from self._exec_all(commands)
+        if asks:
+            self.wrote = True
+            self.note_xid(results[-1:])
+
+    def _start_query(self) -> PQGen[None]:
+        commands = self.take_ahead()
+        if not commands:
+            return
+        if self._pipeline:
+            for command in commands:
+                yield from self._exec_command(command)
+            yield from self._pipeline._sync_gen()
+            return
+        yield from self._exec_all(commands)
+
+    def _exec_all(self, commands: Sequence[bytes]) -> PQGen[list[pq.abc.PGresult]]:
+        """Send commands as one message of the simple protocol; they are all ours, so an error is the check's."""
+        try:
+            self._check_connection_ok()
+            self.pgconn.send_query(b"; ".join(commands))
+            results: list[pq.abc.PGresult] = yield from generators.execute(self.pgconn)
+            raise_for(self.pgconn, results)
+        except psycopg.Error as error:
+            mark_entry(error)
+            raise
+        return results
+
+    def _enter_all_gen(self) -> PQGen[list[list[str]]]:
+        commands = self.take_ahead(whole=True)
+        results = yield from self._exec_all(commands)
+        found = results[commands.index(ENTER_ALL)]
+        return [[(found.get_value(row, column) or b"").decode() for column in range(3)] for row in range(found.ntuples)]
+
+    def _ask_xid_gen(self) -> PQGen[None]:
+        self._check_connection_ok()
+        self.pgconn.send_query(ASK_XID)
+        results = yield from generators.execute(self.pgconn)
+        raise_for(self.pgconn, results)
+        self.note_xid(results)
+
+    def _command_gen(self, text: str) -> PQGen[str]:
+        self._check_connection_ok()
+        self.pgconn.send_query(text.encode())
+        results = yield from generators.execute(self.pgconn)
+        raise_for(self.pgconn, results)
+        has_rows = results[0].status == pq.ExecStatus.TUPLES_OK
+        return ((results[0].get_value(0, 0) if has_rows else results[0].command_status) or b"").decode()
+
+    def note_xid(self, results: Sequence[pq.abc.PGresult]) -> None:
+        """Take note of the transaction's number.
+
+        Args:
+            results: the answer to `ASK_XID` or `TAKE_XID`.
+        """
+        if results and results[0].status == pq.ExecStatus.TUPLES_OK:
+            told = results[0].get_value(0, 0)
+            self.xact_id = int(told) if told is not None else None
+
+    def _commit_gen(self) -> PQGen[None]:
+        """COMMIT; never sent a second time.
+
+        Raises:
+            psycopg.Error: `is_commit_lost` where the answer was lost.
+        """
+        if self.pgconn.transaction_status == _FAILED:
+            raise psycopg.errors.InFailedSqlTransaction(CANNOT_COMMIT)
+        if self.wrote and self._asks_xid:
+            # Before COMMIT is sent: what fails here is an ordinary failure of a transaction.
+            yield from self._ask_xid_gen()
+        try:
+            yield from super()._commit_gen()
+        except psycopg.Error as error:
+            if self.pgconn.status != pq.ConnStatus.OK:
+                if self.only_read:
+                    return
+                mark_commit_lost(error)
+            raise
+
+
+class GuardedConnection(PsycopgGuarded, psycopg.Connection[Any]):
+    """A connection of an application's session to one shard."""
+
+    def __init__(self, pgconn: pq.abc.PGconn, row_factory: RowFactory[Any] = tuple_row) -> None:
+        super().__init__(pgconn, row_factory)
+        self.cursor_factory = GuardedCursor
+        self.server_cursor_factory = GuardedServerCursor
+        self.new_transaction(())
+
+    def _perform(self, generator: PQGen[T]) -> T:
+        with self.lock:
+            return self.wait(generator)
+
+    def commit(self) -> None:
+        """As psycopg's, unless there is nothing left to do."""
+        if not self.settled:
+            super().commit()
+
+
+class GuardedAsyncConnection(PsycopgGuarded, psycopg.AsyncConnection[Any]):
+    """The same on an event loop. What it shares with the other kind is called in one of SQLAlchemy's greenlets."""
+
+    def __init__(self, pgconn: pq.abc.PGconn, row_factory: AsyncRowFactory[Any] = tuple_row) -> None:
+        super().__init__(pgconn, row_factory)
+        self.cursor_factory = GuardedAsyncCursor
+        self.server_cursor_factory = GuardedAsyncServerCursor
+        self.new_transaction(())
+
+    def _perform(self, generator: PQGen[T]) -> T:
+        return await_only(self.perform(generator))
+
+    async def perform(self, generator: PQGen[T]) -> T:
+        """Talk to the server until a generator has ended.
+
+        Args:
+            generator: one of this connection's.
+        """
+        async with self.lock:
+            return await self.wait(generator)
+
+    async def commit(self) -> None:
+        """As psycopg's; a task that is cancelled meanwhile ends when COMMIT has been answered, within `COMMIT_GRACE`.
+
+        psycopg would cancel the COMMIT on the server. Where it waits for standbys, it would be committed all the same,
+        and not be safe.
+        """
+        if self.settled:
+            return
+        async with self.lock:
+            generator = self._commit_gen()
+            try:
+                await wait_async(generator, self.pgconn.socket)
+            except asyncio.CancelledError as cancelled:
+                try:
+                    await asyncio.wait_for(wait_async(generator, self.pgconn.socket), COMMIT_GRACE)
+                except BaseException as failed:
+                    if self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
+                        self.pgconn.finish()
+                    raise cancelled from failed
+                raise
