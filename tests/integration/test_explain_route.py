@@ -82,7 +82,7 @@ def test_tables_that_are_elsewhere(shop: Shop) -> None:
         session.execute(sa.select(Setting))
         # By now the transaction is on a shard, and stays there.
         assert (explained(session, sa.select(Country)).where, explained(session, sa.select(Country)).shards) == (
-            "one",
+            "any",
             ("s2",),
         )
 

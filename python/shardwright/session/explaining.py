@@ -71,7 +71,7 @@ class Explanation:
     where: Where
     #: whose rule it is: "pinned", "routed", or "named" where the caller named the shard or the key
     route: Literal["pinned", "routed", "named"]
-    #: the shards that would be asked; of "any" those that might be
+    #: the shards that would be asked; of "any" those that might be: the one that the transaction is on, if it is on one
     shards: tuple[str, ...]
     #: keyspace and key of each shard key that the statement names
     keys: tuple[tuple[str, Any], ...]
@@ -132,6 +132,7 @@ def explain_target(
     strict: bool,
     named: bool,
     in_use: Sequence[str],
+    brief: bool,
 ) -> Explanation:
     """Say what a target means.
 
@@ -143,6 +144,7 @@ def explain_target(
         strict: shards are asked what they serve.
         named: the caller named the shard or the key.
         in_use: shards on which the transaction is open already.
+        brief: leave out how answers are merged.
     """
     plan, keys = _read(cluster, statement, params)
     if isinstance(target, Target):
@@ -151,8 +153,9 @@ def explain_target(
         if named:
             writes = plan.writes if plan is not None else None
             return Explanation("one", "named", shards, keys, ranges, target.version, writes)
-        if plan is not None and not target.ranges and not in_use and not homes_of(plan):
-            return Explanation("any", "routed", cluster.map.shards(), keys, {}, target.version, target.writes)
+        if plan is not None and not target.ranges and not homes_of(plan):
+            might = tuple(in_use[:1]) or cluster.map.shards()
+            return Explanation("any", "routed", might, keys, {}, target.version, target.writes)
         return Explanation("one", "routed", shards, keys, ranges, target.version, target.writes)
     if isinstance(target, Some):
         ranges = {shard: tuple(sorted(ids)) for shard, ids in target.ranges.items()}
@@ -169,7 +172,7 @@ def explain_target(
         target.version,
         target.writes,
         target.plan.unbound,
-        _merge(statement, target.merging),
+        None if brief else _merge(statement, target.merging),
         "always" if isinstance(target, Some) or not strict else "while rows move",
         str(root) if root is not None else None,
     )
@@ -186,10 +189,9 @@ def explain_pinned(cluster: Cluster, statement: Any, params: Params, route: Rout
     """
     plan, keys = _read(cluster, statement, params)
     mine = (route.keyspace, route.key)
-    return Explanation(
-        "one", "pinned", (route.shard,), keys or (mine,), {route.shard: (route.range_id,)}, route.map_version,
-        plan.writes if plan is not None else None,
-    )  # fmt: skip
+    ranges = {route.shard: (route.range_id,)}
+    writes = plan.writes if plan is not None else None
+    return Explanation("one", "pinned", (route.shard,), keys or (mine,), ranges, route.map_version, writes)
 
 
 def explain_refusal(

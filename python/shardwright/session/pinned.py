@@ -116,7 +116,7 @@ class Pinned:
                 self._ahead = before
             self._check(statement, params)
 
-    def explain(self, statement: Any, params: Any, arguments: Mapping[str, Any]) -> Explanation:
+    def explain(self, statement: Any, params: Any, arguments: Mapping[str, Any], *, brief: bool = False) -> Explanation:
         """Say where a statement would go: by the transaction's range, else by the newest map."""
         given, self._explaining = as_rows(params), True
         try:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import sqlalchemy as sa
 
 from shardwright import errors
+from shardwright.session import events
 from shardwright.session.faults import REPLAYABLE, sqlstate_of
 from shardwright.session.waiting import Waiting
 
@@ -71,6 +72,8 @@ class Patience:
             MapTimeout: a shard refused for too long.
             ShardUnavailable: a shard was not reachable for too long.
         """
+        if events.hook is not None:
+            events.hook(events.TurnedAway(error.facts.get("shard"), error.facts.get("sqlstate")))
         if self._backoff.is_over:
             if isinstance(error, errors.ShardUnavailable):
                 raise error
@@ -79,8 +82,11 @@ class Patience:
                 fix="run the transaction again; `shardwright reshard status` shows what is being handed over",
                 **error.facts,
             ) from error
+        began = time.perf_counter()
         if self._waiting.aside(partial(self._router.refresh, version)).map.version == version:
             self._waiting.aside(partial(self._router.wait, version, self._backoff.pause()))
+        if events.hook is not None:
+            events.hook(events.Waited(time.perf_counter() - began))
 
 
 def replay(waiting: Waiting, once: Callable[[], T], deadline: float, attempts: int | None) -> T:
@@ -104,4 +110,8 @@ def replay(waiting: Waiting, once: Callable[[], T], deadline: float, attempts: i
             may_heal = isinstance(error, errors.ShardMoved) or sqlstate_of(error) in REPLAYABLE
             if not may_heal or backoff.is_over or made == attempts:
                 raise
+            if events.hook is not None:
+                events.hook(
+                    events.Replayed("moved" if isinstance(error, errors.ShardMoved) else str(sqlstate_of(error)))
+                )
         waiting.pause(backoff.pause())

@@ -150,8 +150,8 @@ class Routed:
             finally:
                 self._current, self._shards.ahead, self._current_writes = before
 
-    def explain(self, statement: Any, params: Any, arguments: Mapping[str, Any]) -> Explanation:
-        """Say where a statement would go."""
+    def explain(self, statement: Any, params: Any, arguments: Mapping[str, Any], *, brief: bool = False) -> Explanation:
+        """Say where a statement would go, and unless `brief` how it would be merged."""
         named = "shard" in arguments or "key" in arguments
         try:
             target = self._target(statement, params, arguments)
@@ -160,7 +160,7 @@ class Routed:
             return explain_refusal(self._cluster, statement, as_rows(params), route, error)
         return explain_target(
             self._cluster, statement, as_rows(params), target,
-            strict=self._strict, named=named, in_use=self._shards.in_use(),
+            strict=self._strict, named=named, in_use=self._shards.in_use(), brief=brief,
         )  # fmt: skip
 
     def _target(self, statement: Any, params: Any, arguments: Mapping[str, Any]) -> Target | Some | Everywhere:

@@ -5,8 +5,9 @@ The class is a thin shell. What decides is its *way*: `Pinned` where a key was g
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
@@ -15,6 +16,7 @@ from sqlalchemy.sql import selectable
 from sqlalchemy.util import EMPTY_DICT
 
 from shardwright import errors
+from shardwright.session import events
 from shardwright.session.explaining import Explanation
 from shardwright.session.opening import TRANSACTION_OPTIONS
 from shardwright.session.pinned import Pinned
@@ -93,6 +95,11 @@ class ShardSession(Session):
         """How this session waits out a handover."""
         return self.cluster.patience(self.waiting)
 
+    @property
+    def route(self) -> Literal["pinned", "routed"]:
+        """How it finds shards: "pinned" to a key, or "routed" statement by statement."""
+        return "pinned" if isinstance(self._way, Pinned) else "routed"
+
     def explain_route(self, statement: Any, params: Any = None, *, bind_arguments: Any = None) -> Explanation:
         """Say where a statement would go and how its answers would be merged, without executing it or any other.
 
@@ -149,7 +156,7 @@ class ShardSession(Session):
     ) -> Any:
         """As `Session.execute`, on the shard or shards that the statement needs."""
         call = super().execute
-        return self._way.run(call, statement, params, execution_options, bind_arguments, more)
+        return self._run(call, statement, params, execution_options, bind_arguments, more)
 
     def scalars(
         self,
@@ -162,7 +169,7 @@ class ShardSession(Session):
     ) -> Any:
         """As `Session.scalars`, on the shard or shards that the statement needs."""
         call = super().scalars
-        return self._way.run(call, statement, params, execution_options, bind_arguments, more)
+        return self._run(call, statement, params, execution_options, bind_arguments, more)
 
     def scalar(
         self,
@@ -175,7 +182,24 @@ class ShardSession(Session):
     ) -> Any:
         """As `Session.scalar`, on the shard or shards that the statement needs."""
         call = super().scalar
-        return self._way.run(call, statement, params, execution_options, bind_arguments, more)
+        return self._run(call, statement, params, execution_options, bind_arguments, more)
+
+    def _run(
+        self, call: Any, statement: Any, params: Any, execution_options: Any, bind_arguments: Any, more: dict[str, Any]
+    ) -> Any:
+        if (tell := events.hook) is None:
+            return self._way.run(call, statement, params, execution_options, bind_arguments, more)
+        explanation = self._way.explain(statement, params, dict(bind_arguments or {}), brief=True)
+        routed = events.StatementRouted(statement, params, explanation)
+        tell(routed)
+        began, started, failure = time.time_ns(), time.perf_counter(), None
+        try:
+            return self._way.run(call, statement, params, execution_options, bind_arguments, more)
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            tell(events.StatementEnded(routed, began, time.perf_counter() - started, failure))
 
     def flush(self, objects: Sequence[Any] | None = None) -> None:
         """As `Session.flush`; each object goes to the shard of its key."""
@@ -186,6 +210,10 @@ class ShardSession(Session):
         try:
             with self._way.flushing():
                 super().flush(objects)
+        except errors.ShardwrightError as error:
+            if events.hook is not None:
+                events.hook(events.FlushRefused(error))
+            raise
         finally:
             self.connection_callable = before
 
