@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import psycopg
 
-from shardwright.partition import leaves, ordinary
+from shardwright.partition import leaves, ordinary, room
 from shardwright.partition.ordinary import OrdinaryTable
 from shardwright.partition.shapes import Partition
 from shardwright.partition.site import PartitionSite
@@ -54,13 +52,10 @@ def reasons(site: PartitionSite, fat: Partition) -> list[tuple[str, str]]:
                     "drop that foreign key, and add it again afterwards",
                 )
             )
-    free = free_bytes(site.connection)
-    if free is not None and free < leaf.bytes * 11 // 10:
+    needed, free = leaf.bytes * 11 // 10, room.free_bytes(site.connection, site.schema, fat.name)
+    if free is not None and free[1] < needed:
         found.append(
-            (
-                f"needs about {leaf.bytes * 11 // 10} bytes beside {fat.name}, and {free} are free",
-                "make room, or cut fewer windows with --since",
-            )
+            (f"needs about {needed} bytes beside {fat.name}, and {free[1]} are free in {free[0]}", "make room there")
         )
     return found
 
@@ -88,19 +83,3 @@ def key_of(parent: OrdinaryTable) -> tuple[str, ...]:
 def _sees_all(connection: psycopg.Connection) -> bool:
     row = connection.execute("SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user").fetchone()
     return row is not None and bool(row[0])
-
-
-def free_bytes(connection: psycopg.Connection) -> int | None:
-    """Free bytes where the server's data is, if it is on this host and we may look; else None: PostgreSQL cannot tell.
-
-    Args:
-        connection: to the shard.
-    """
-    try:
-        row = connection.execute("SELECT current_setting('data_directory', true)").fetchone()
-        if row is None or not row[0] or connection.info.hostaddr not in ("", "127.0.0.1", "::1"):
-            return None
-        found = os.statvfs(row[0])
-    except (psycopg.errors.InsufficientPrivilege, OSError):
-        return None
-    return found.f_bavail * found.f_frsize

@@ -78,7 +78,8 @@ def _make_one(site: PartitionSite, work: Cutting, number: int) -> None:
     name, parent = work.piece(number), site.parent.as_string(site.connection)
     facts = connection.execute(
         "SELECT pg_get_userbyid(c.relowner), s.spcname, f.reloptions, m.amname "
-        "FROM pg_class c JOIN pg_class f ON f.oid = %s LEFT JOIN pg_tablespace s ON s.oid = f.reltablespace "
+        "FROM pg_class c JOIN pg_class f ON f.oid = %s JOIN pg_database d ON d.datname = current_database() "
+        "JOIN pg_tablespace s ON s.oid = coalesce(nullif(f.reltablespace, 0), d.dattablespace) "
         "LEFT JOIN pg_am m ON m.oid = f.relam WHERE c.oid = %s::regclass",
         (work.relid, parent),
     ).fetchone()
@@ -86,7 +87,7 @@ def _make_one(site: PartitionSite, work: Cutting, number: int) -> None:
     owner, tablespace, options, method = facts
     extra = f" USING {ident(method)}" if method else ""
     extra += f" WITH ({', '.join(options)})" if options else ""
-    extra += f" TABLESPACE {ident(tablespace)}" if tablespace else ""
+    extra += f" TABLESPACE {ident(tablespace)}"
     try:
         with connection.transaction():
             connection.execute(f"CREATE TABLE {name} (LIKE {parent} {_LIKE}){extra}".encode())
