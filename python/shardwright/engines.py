@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import psycopg
 from psycopg import conninfo
 
 from shardwright import errors
 
-if TYPE_CHECKING:
-    import sqlalchemy
+C = TypeVar("C", bound=psycopg.Connection[Any])
 
 #: Settings of every connection of ours. Text forms must not depend on the server's configuration, RLS must raise
 #: instead of hiding rows, and no server-side timeout may end a guard transaction or a snapshot.
@@ -146,6 +145,24 @@ def connect_error(what: str, error: psycopg.OperationalError) -> errors.Precondi
     )
 
 
+#: The timeline that a primary writes; a standby cannot say.
+_TIMELINE = (
+    "CASE WHEN NOT pg_catalog.pg_is_in_recovery() "
+    "THEN pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) END"
+)
+
+
+def _refuse_old_primary(connection: psycopg.Connection, what: str, highest: int) -> None:
+    row = connection.execute(f"SELECT {_TIMELINE}".encode()).fetchone()
+    timeline = int(row[0], 16) if row is not None and row[0] else highest
+    if timeline < highest:
+        connection.close()
+        raise errors.NotPrimary(
+            f"{what} answers on timeline {timeline}, and a primary on timeline {highest} was seen: this one is a former primary",
+            fix="stop it, or make it a standby; store the new primary's address by `shardwright shard add`",
+        )
+
+
 def _pin(connection: psycopg.Connection, what: str, replica_role: bool) -> None:
     settings = dict(PINNED)
     if connection.info.server_version >= 170000:
@@ -194,6 +211,8 @@ def connect_shard(
     what = f"shard {shard.name}"
     connection = _open(what, shard.conninfo, application_name, shard_password(shard.name))
     _pin(connection, what, replica_role)
+    if highest := getattr(shard, "timeline", 0):
+        _refuse_old_primary(connection, what, highest)
     return connection
 
 
@@ -216,66 +235,123 @@ def connect_replication(shard: HasConninfo, application_name: str = "shardwright
     )
 
 
-def session_engine(
-    shard: HasConninfo,
-    connection_class: type[psycopg.Connection[Any]],
-    vet: Callable[[Any], None],
-    *,
-    application_name: str,
-    pool_size: int,
-    max_overflow: int,
-    prepare_threshold: int | None,
-    **options: Any,
-) -> sqlalchemy.Engine:
-    """The SQLAlchemy engine of an application's sessions on one shard's primary. Connects when it is first used.
-
-    Settings are the server's and the role's own, as an application expects; only its primary is accepted (unless the
-    connection string says otherwise by `target_session_attrs`, as it must behind Pgpool-II).
+def each_host(dsn: str) -> list[str]:
+    """A connection string for each of the hosts that one names, in its order.
 
     Args:
-        shard: whom to call.
-        connection_class: what its connections are.
-        vet: called with each new connection, in autocommit mode; raises where it must not be used.
-        application_name: as shown in pg_stat_activity.
-        pool_size: connections kept open.
-        max_overflow: connections opened beyond them while they are needed.
-        prepare_threshold: psycopg's; None never prepares, which PgBouncer in transaction mode asks for.
-        options: further arguments of `sqlalchemy.create_engine`.
+        dsn: with ``host=a,b port=5432,5433``, or with one host, or none.
 
     Returns:
-        The engine; errors of connecting are `ShardUnavailable`.
+        One string a host; the string itself where there is but one.
     """
-    # Here and not above: the command line opens connections without SQLAlchemy.
-    import sqlalchemy.event
+    parts: dict[str, Any] = conninfo.conninfo_to_dict(dsn)
+    lists = {name: str(parts[name]).split(",") for name in ("host", "hostaddr", "port") if name in parts}
+    hosts = max((len(lists[name]) for name in ("host", "hostaddr") if name in lists), default=1)
+    if hosts == 1:
+        return [dsn]
+    # One port is every host's.
+    return [
+        conninfo.make_conninfo(**parts | {name: found[at if len(found) > 1 else 0] for name, found in lists.items()})
+        for at in range(hosts)
+    ]
 
-    engine = sqlalchemy.create_engine(
-        "postgresql+psycopg://", pool_size=pool_size, max_overflow=max_overflow, pool_use_lifo=True, **options
-    )
 
-    def connect(_dialect: object, _record: object, _args: object, arguments: dict[str, Any]) -> psycopg.Connection[Any]:
+class ShardDialer:
+    """Opens applications' connections to one shard's primary, whichever of its hosts that is.
+
+    The hosts are tried one by one, and the one that served last comes first: a host that is gone costs its time once. A
+    host that calls itself the primary and is refused by `vet` is passed over like one that does not answer.
+
+    Args:
+        shard: whom to call. Settings are the server's and the role's own, as an application expects; only a primary is
+            accepted, unless the connection string says otherwise by `target_session_attrs`, as it must behind Pgpool-II.
+        application_name: as shown in pg_stat_activity.
+        connect_timeout: seconds for each host, 2 at least.
+    """
+
+    def __init__(self, shard: HasConninfo, application_name: str, connect_timeout: float) -> None:
+        self._what = f"shard {shard.name}"
+        self._shard = shard.name
+        self.connect_timeout = connect_timeout
         asked = conninfo.conninfo_to_dict(shard.conninfo)
-        wanted = {"target_session_attrs": "primary", "connect_timeout": "10", **_KEEPALIVES}
-        wanted = {name: value for name, value in wanted.items() if name not in asked}
-        wanted["application_name"] = application_name
-        if (password := shard_password(shard.name)) is not None:
-            wanted["password"] = password
-        try:
-            opened = connection_class.connect(
-                conninfo.make_conninfo(shard.conninfo, **wanted),
-                autocommit=True,
-                prepare_threshold=prepare_threshold,
-                **arguments,
-            )
-        except psycopg.OperationalError as error:
-            said = connect_error(f"shard {shard.name}", error)
-            raise errors.ShardUnavailable(said.message, fix=said.fix, shard=shard.name) from None
-        try:
-            vet(opened)
-        except BaseException:
-            opened.close()
-            raise
-        opened.autocommit = False
-        return opened
+        wanted = {
+            "target_session_attrs": "primary",
+            "connect_timeout": str(max(2, round(connect_timeout))),
+            **_KEEPALIVES,
+            "tcp_user_timeout": "10000",
+        }
+        self._more = {name: value for name, value in wanted.items() if name not in asked}
+        self._more["application_name"] = application_name
+        self._hosts = each_host(shard.conninfo)
 
-    sqlalchemy.event.listen(engine, "do_connect", connect)
-    return engine
+    def places(self) -> list[str]:
+        """A connection string for each host, with its password where one is given: the likeliest host first."""
+        more = dict(self._more)
+        if (password := shard_password(self._shard)) is not None:
+            more["password"] = password
+        return [conninfo.make_conninfo(host, **more) for host in list(self._hosts)]
+
+    def served(self, at: int) -> None:
+        """Take note of the place that serves.
+
+        Args:
+            at: its index in `places`.
+        """
+        if at:
+            hosts = list(self._hosts)
+            self._hosts = [hosts[at], *hosts[:at], *hosts[at + 1 :]]
+
+    def unavailable(self, said: Sequence[Exception]) -> errors.ShardUnavailable:
+        """The error for a shard none of whose hosts serves.
+
+        Args:
+            said: what the driver raised for each, or what `vet` did.
+        """
+        found = [
+            one
+            if isinstance(one, errors.ShardUnavailable)
+            else connect_error(self._what, one if isinstance(one, psycopg.OperationalError) else _operational(one))
+            for one in said
+        ]
+        message = "; ".join(dict.fromkeys(one.message for one in found))
+        return errors.ShardUnavailable(message, fix=found[-1].fix, shard=self._shard)
+
+    def open(
+        self, connection_class: type[C], vet: Callable[[C], None], prepare_threshold: int | None, **arguments: Any
+    ) -> C:
+        """A psycopg connection, in autocommit mode.
+
+        Args:
+            connection_class: what it is.
+            vet: called with it; raises ShardUnavailable where it must not be used.
+            prepare_threshold: psycopg's; None never prepares, which PgBouncer in transaction mode asks for.
+            arguments: further ones of `psycopg.Connection.connect`; they come before those of the shard's address.
+
+        Raises:
+            ShardUnavailable: no host serves.
+        """
+        said: list[Exception] = []
+        for at, place in enumerate(self.places()):
+            try:
+                opened = connection_class.connect(
+                    place, autocommit=True, prepare_threshold=prepare_threshold, **arguments
+                )
+            except psycopg.OperationalError as error:
+                said.append(error)
+                continue
+            try:
+                vet(opened)
+            except BaseException as error:
+                opened.close()
+                if not isinstance(error, (errors.ShardUnavailable, psycopg.OperationalError)):
+                    raise
+                said.append(error)
+                continue
+            self.served(at)
+            return opened
+        raise self.unavailable(said) from None
+
+
+def _operational(error: Exception) -> psycopg.OperationalError:
+    """Another driver's error as psycopg would say it."""
+    return psycopg.OperationalError(str(error) or type(error).__name__)

@@ -7,7 +7,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -16,10 +15,8 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from fix_sessions import Order, Shop, User, until
-from shardwright import Cluster, ShardSession, engines, errors
-from shardwright.catalog import keyspaces, models
-from shardwright.servers import Server
-from shardwright.testing.clusters import make_ready
+from shardwright import Cluster, ShardSession, errors
+from shardwright.catalog import keyspaces
 
 
 def routers(shop: Shop) -> list[tuple[str, int]]:
@@ -306,37 +303,3 @@ def test_a_role_with_few_rights_is_enough(shop: Shop) -> None:
         for connection in (shop.catalog, shop.shard("s1"), shop.shard("s2")):
             connection.execute(f"DROP OWNED BY {role}".encode())
         shop.catalog.execute(f"DROP ROLE {role}".encode())
-
-
-def test_a_promoted_standby_is_found_and_the_old_primary_left(
-    server_factory: Callable[..., Server], make_database: Callable[..., str], workdir: Path
-) -> None:
-    """A shard on a server of its own with a real standby, which is promoted; then the old primary comes back."""
-    primary = server_factory()
-    dsn, catalog = primary.create_database("shard"), make_database("catalog")
-    make_ready(catalog, {"s1": dsn})
-    tables = sa.MetaData()
-    User.__table__.to_metadata(tables)
-    with engines.connect_catalog(catalog) as connection:
-        models.register(connection, tables)
-        standby = primary.standby(workdir / "standby")
-        try:
-            both = {"host": "127.0.0.1,127.0.0.1", "port": f"{primary.port},{standby.port}"}
-            through = psycopg.conninfo.make_conninfo(dsn, **both)
-            connection.execute("UPDATE shardwright.shards SET conninfo = %s", (through,))
-            with Cluster.connect(catalog, refresh="never") as cluster:
-                cluster.run(1, lambda session: session.add(User(id=1, name="before")))
-                until(lambda: standby.execute("SELECT count(*) FROM users", "shard") == [(1,)], "it is not replicated")
-                primary.stop("immediate")
-                standby.promote()
-                # The pool's connection is dead, and the new primary is found.
-                cluster.run(2, lambda session: session.add(User(id=2, name="after")))
-                with cluster.sessionmaker()(key=2) as session:
-                    assert session.scalar(sa.text("SELECT inet_server_port()")) == standby.port
-                # The old one comes back, and still calls itself the primary.
-                primary.start()
-                cluster.engine("s1").dispose()
-                with cluster.sessionmaker()(key=2) as session, pytest.raises(errors.ShardUnavailable, match="timeline"):
-                    session.execute(sa.text("SELECT 1"))
-        finally:
-            standby.stop("immediate")

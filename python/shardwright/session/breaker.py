@@ -95,14 +95,13 @@ class Breaker:
         Raises:
             ShardUnavailable: it is open; the fact `retry_after` says for how many seconds.
         """
-        if self._until is None:
+        if self._until is None:  # without the lock: nearly always
             return None
         with self._lock:
-            if self._until is None:
-                return None
-            if now < self._until or self._tried_by is not None:
-                raise self._refusal(now)
-            self._tried_by = object()
+            until = self._until
+            if until is not None and (now < until or self._tried_by is not None):
+                raise self._refusal(now, until)
+            self._tried_by = object() if until is not None else None
             return self._tried_by
 
     def leave(self, trial: object | None) -> None:
@@ -127,9 +126,7 @@ class Breaker:
         """
         until = self._until
         if until is not None and now < until:
-            with self._lock:
-                if self._until is not None and now < self._until:
-                    raise self._refusal(now)
+            raise self._refusal(now, until)
 
     def failed(self, now: float, why: str) -> bool:
         """The shard was called, and did not serve.
@@ -188,10 +185,9 @@ class Breaker:
         self._why = why
         return True
 
-    def _refusal(self, now: float) -> errors.ShardUnavailable:
-        assert self._until is not None
+    def _refusal(self, now: float, until: float) -> errors.ShardUnavailable:
         # While somebody tries, nobody knows; the shortest pause is a fair guess.
-        wait = self._until - now if now < self._until else self._options.cool_down
+        wait = until - now if now < until else self._options.cool_down
         return errors.ShardUnavailable(
             f"the {self.role} of shard {self.shard} is not called for {wait:.1f} s: {self._why}",
             fix=f"try again in {wait:.1f} s; other shards are not affected",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
@@ -14,13 +14,17 @@ from sqlalchemy.orm import sessionmaker as _sessionmaker
 from sqlalchemy.sql import selectable
 
 from shardwright import errors
+from shardwright.routing.clauses import is_portable
 from shardwright.routing.merging import Merging, merging
 from shardwright.routing.shard_map import ShardMap
-from shardwright.routing.statement import Planner, is_portable
+from shardwright.routing.statement import Planner
 from shardwright.routing.tables import Declaration, declaration_of
 from shardwright.session import outcomes, retries
+from shardwright.session.breaker import BreakerOptions
+from shardwright.session.deciding import Decider
 from shardwright.session.instances import MappedKey, mapped_key
-from shardwright.session.pools import ShardEngines
+from shardwright.session.loading import Loader
+from shardwright.session.pools import PoolOptions, ShardEngines
 from shardwright.session.refresh import Directory, Mode, Router
 from shardwright.session.session import ShardSession
 from shardwright.session.waiting import InThreads, Waiting
@@ -44,7 +48,7 @@ class Cluster:
     """
 
     def __init__(
-        self, router: Router, *, reads: Reads, map_wait: float, engine_options: dict[str, Any], application: str
+        self, router: Router, *, reads: Reads, map_wait: float, pool_options: PoolOptions, application: str
     ) -> None:
         self._router = router
         #: strict: each transaction is checked by its shard; relaxed: by the map held here alone
@@ -52,7 +56,9 @@ class Cluster:
         #: seconds for which a session waits for a range that is being handed over
         self.map_wait = map_wait
         self._application = application
-        self._engines = ShardEngines(router, engine_options)
+        self._engines = ShardEngines(router, pool_options)
+        #: where transactions that write on several shards are decided
+        self.decider = Decider(router.catalog_dsn, application)
         self._making = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
         #: how sessions wait that are used from threads
@@ -76,6 +82,10 @@ class Cluster:
         poll_seconds: float = 5.0,
         pool_size: int = 5,
         max_overflow: int = 10,
+        pool_idle: float | None = 300.0,
+        connect_timeout: float = 3.0,
+        hang_timeout: float | None = 5.0,
+        breaker: BreakerOptions | None = None,
         reads: Reads = "strict",
         map_wait: float = 5.0,
         prepare_threshold: int | None = None,
@@ -91,6 +101,12 @@ class Cluster:
             poll_seconds: between polls, jittered.
             pool_size: connections to each shard that are kept open.
             max_overflow: connections to each shard that may be opened beyond them.
+            pool_idle: seconds after which a connection that nobody uses is closed; None keeps it.
+            connect_timeout: seconds to wait for a server to let us in, for each of a shard's hosts; 2 at least.
+            hang_timeout: seconds without any answer of a shard after which it is asked, over a connection of its own,
+                whether it lives; if it does not answer, those who wait give up. None waits for ever.
+            breaker: when a shard that does not answer is no longer called, and for how long: by default after 3 failures
+                in a row, for 1 s at first and for 30 s at most.
             reads: "strict" checks the ownership of the key's range with each BEGIN. "relaxed" leaves that out: reads may
                 be stale for as long as this router's map is; writes are still refused by the shards' guards.
             map_wait: seconds for which a session waits for a range that is being handed over.
@@ -104,14 +120,19 @@ class Cluster:
         """
         if reads not in ("strict", "relaxed"):
             raise errors.BadOption(f"reads={reads!r} has no meaning", fix='give "strict" or "relaxed"')
+        pool_options = PoolOptions(
+            f"shardwright {application}"[:63],
+            pool_size,
+            max_overflow,
+            pool_idle,
+            prepare_threshold,
+            connect_timeout,
+            hang_timeout,
+            breaker or BreakerOptions(),
+            engine_options,
+        )
         router = Router(catalog_dsn, application, refresh, poll_seconds)
-        engine_options |= {
-            "pool_size": pool_size,
-            "max_overflow": max_overflow,
-            "prepare_threshold": prepare_threshold,
-            "application_name": f"shardwright {application}"[:63],
-        }
-        return cls(router, reads=reads, map_wait=map_wait, engine_options=engine_options, application=application)
+        return cls(router, reads=reads, map_wait=map_wait, pool_options=pool_options, application=application)
 
     # ------------------------------------------------------------------ for applications
 
@@ -183,6 +204,20 @@ class Cluster:
 
         return retries.replay(self.waiting, once, deadline, attempts)
 
+    def loader(self, entity: type[T], *, window: float = 0.0, options: Sequence[Any] = ()) -> Loader[T]:
+        """A loader, which makes one statement a shard of many gets by primary key.
+
+        Args:
+            entity: a mapped class.
+            window: seconds for which a get waits for those of other threads, 0.01 at most; by default it waits for none,
+                and takes along what was asked for by `load` before.
+            options: loader options of SQLAlchemy for the objects.
+
+        Raises:
+            BadOption: the window is too long.
+        """
+        return Loader(self, entity, window, options)
+
     def commit_outcome(self, error: errors.CommitUnknown, *, patience: float = 10.0) -> outcomes.Outcome:
         """Find out what became of a transaction whose COMMIT was not answered.
 
@@ -196,8 +231,9 @@ class Cluster:
 
         Raises:
             ShardUnavailable: the shard cannot be reached.
+            CannotConnect: the catalog cannot be, where several shards were written on.
         """
-        return outcomes.find_out(self.waiting, self.engine, error, patience)
+        return outcomes.find_out(self.waiting, self.decider, self.engine, error, patience)
 
     def engine(self, shard: str) -> Engine:
         """The SQLAlchemy engine of a shard: for work that is none of the sessions'. It checks nothing.
@@ -213,6 +249,7 @@ class Cluster:
     def close(self) -> None:
         """Stop the map's thread, and close the connections that are not in use."""
         self._router.close()
+        self.decider.close()
         with self._making:
             threads, self._threads = self._threads, None
         if threads is not None:

@@ -1,19 +1,29 @@
-"""A process's engines, one for each shard and driver: made when first asked for, and their connections vetted."""
+"""A process's engines, one for each shard and driver: made when first asked for, their connections vetted and watched.
+
+What a shard's servers did to one of them is known to all: the health of a shard is shared by its drivers.
+"""
 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from shardwright import engines, errors
 from shardwright.catalog.roster import Shard
+from shardwright.session.breaker import Breaker, BreakerOptions
+from shardwright.session.health import Deadline, Health
 from shardwright.session.opening import announce_commits, translate_errors
 from shardwright.session.refresh import Router
+from shardwright.session.shard_pool import ShardPool
+from shardwright.session.wire import Guarded
 from shardwright.session.wire_psycopg import GuardedConnection
-
-if TYPE_CHECKING:
-    from sqlalchemy.engine import Engine
 
 #: How a shard is spoken to; each has pools of its own.
 Driver = Literal["psycopg"]
@@ -27,22 +37,59 @@ SELECT (SELECT system_identifier::text FROM pg_catalog.pg_control_system()),
 """
 
 
+@dataclass(frozen=True, slots=True)
+class PoolOptions:
+    """What pools and connections are like.
+
+    Args:
+        application_name: as shown in pg_stat_activity.
+        pool_size: connections to each shard that are kept open.
+        max_overflow: connections to each shard that may be opened beyond them.
+        pool_idle: seconds after which a connection that nobody uses is closed; None keeps it.
+        prepare_threshold: psycopg's.
+        connect_timeout: seconds to wait for a server to let us in, for each host.
+        hang_timeout: seconds of silence after which a shard is asked whether it lives; None never asks.
+        breaker: when a shard that does not answer is no longer called, and for how long.
+        more: further arguments of `sqlalchemy.create_engine`.
+    """
+
+    application_name: str
+    pool_size: int = 5
+    max_overflow: int = 10
+    pool_idle: float | None = 300.0
+    prepare_threshold: int | None = None
+    connect_timeout: float = 3.0
+    hang_timeout: float | None = 5.0
+    breaker: BreakerOptions = field(default_factory=BreakerOptions)
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("pool_idle", "connect_timeout", "hang_timeout"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise errors.BadOption(f"{name}={value!r} has no meaning", fix="give seconds above 0")
+        if "poolclass" in self.more or "pool" in self.more:
+            raise errors.BadOption("the pools of shards are shardwright's own", fix="leave poolclass and pool out")
+
+
 class ShardEngines:
     """The engines of one process.
 
     Args:
         router: knows where the shards are.
-        options: for every engine: what `engines.session_engine` and `sqlalchemy.create_engine` take.
+        options: what pools and connections are like.
     """
 
-    def __init__(self, router: Router, options: dict[str, Any]) -> None:
+    def __init__(self, router: Router, options: PoolOptions) -> None:
         self._router = router
-        self._options = options
+        self.options = options
         self._made: dict[tuple[str, Driver], tuple[Shard, Engine]] = {}
+        self._healths: dict[str, Health] = {}
         self._making = threading.Lock()
         self._timelines: dict[str, int] = {}
+        self._reaper: Reaper | None = None
         #: how the engine of a driver is made for a shard; it vets its new connections by `admit`
-        self._makers: dict[Driver, Callable[[Shard], Engine]] = {"psycopg": self._psycopg}
+        self._makers: dict[Driver, Callable[[Shard, engines.ShardDialer, Health], Engine]] = {"psycopg": self._psycopg}
 
     def engine(self, shard: str, driver: Driver = "psycopg") -> Engine:
         """The engine of a shard, leading to where the catalog says that the shard is now.
@@ -63,6 +110,9 @@ class ShardEngines:
         """Close the connections that are not in use; those in use are closed when they are given back."""
         with self._making:
             found, self._made = self._made, {}
+            reaper, self._reaper = self._reaper, None
+        if reaper is not None:
+            reaper.stop()
         for _, engine in found.values():
             engine.dispose()
 
@@ -87,7 +137,7 @@ class ShardEngines:
                 fix="`shardwright shard list` shows the address; `shardwright shard add` stores a new one",
                 shard=shard.name,
             )
-        highest = self._timelines.setdefault(shard.name, timeline)
+        highest = self.timeline(shard.name)
         if 0 < timeline < highest:
             # Two servers say that they are the primary; the one that was promoted later is.
             raise errors.ShardUnavailable(
@@ -95,8 +145,19 @@ class ShardEngines:
                 fix="a former primary is still running: stop it, or make it a standby",
                 shard=shard.name,
             )
-        self._timelines[shard.name] = max(highest, timeline)
+        if timeline > highest:
+            self._timelines[shard.name] = timeline
+            self._router.note_timeline(shard.name, timeline)
         return timeline
+
+    def timeline(self, shard: str) -> int:
+        """The highest timeline on which a shard's primary was seen, by anybody who told the catalog or by us; or 0.
+
+        Args:
+            shard: the shard's name.
+        """
+        known = self._router.now.shards.get(shard)
+        return max(self._timelines.get(shard, 0), known.timeline if known is not None else 0)
 
     # ------------------------------------------------------------------ making them
 
@@ -109,20 +170,111 @@ class ShardEngines:
                     self._made[shard.name, driver] = (shard, old[1])
                     return old[1]
                 old[1].dispose()
-            engine = self._makers[driver](shard)
+            dialer = engines.ShardDialer(shard, self.options.application_name, self.options.connect_timeout)
+            health = self._healths[shard.name] = (
+                self._healths.get(shard.name) if old is None else None
+            ) or self._watch_over(shard, dialer)
+            engine = self._makers[driver](shard, dialer, health)
+            engine.pool.health = health  # type: ignore[attr-defined]
             engine.__dict__["shardwright_shard"] = shard.name
             translate_errors(engine, shard.name, self._refresh)
             announce_commits(engine)
+            sa.event.listen(engine, "checkout", self._leave_old_primaries(shard.name))
             self._made[shard.name, driver] = (shard, engine)
+            if self.options.pool_idle is not None and self._reaper is None:
+                self._reaper = Reaper(self, self.options.pool_idle)
             return engine
 
-    def _psycopg(self, shard: Shard) -> Engine:
+    def _watch_over(self, shard: Shard, dialer: engines.ShardDialer) -> Health:
+        """A new health for a shard, which is asked whether it lives by a connection of its own."""
+
+        def probe() -> None:
+            self._dial(shard, dialer, self.options.more.get("connect_args", {})).close()
+
+        return Health(Breaker(shard.name, "primary", self.options.breaker), self.options.hang_timeout, probe)
+
+    def _leave_old_primaries(self, shard: str) -> Callable[[Any, ConnectionPoolEntry, Any], None]:
+        """What SQLAlchemy calls with each connection from the pool, before anybody gets it."""
+
+        def on_checkout(_connection: Any, record: ConnectionPoolEntry, _fairy: Any) -> None:
+            driver = record.driver_connection
+            if not isinstance(driver, Guarded) or driver.timeline == 0:
+                return
+            if driver.is_standby or driver.timeline < self.timeline(shard):
+                # All that were opened before lead to the same server: the pool is given up, and looks for the primary.
+                raise sa.exc.InvalidatePoolError()
+
+        return on_checkout
+
+    def _dial(self, shard: Shard, dialer: engines.ShardDialer, arguments: dict[str, Any]) -> GuardedConnection:
+        """A psycopg connection to a shard's primary, in autocommit mode.
+
+        Raises:
+            ShardUnavailable: there is none.
+        """
+
         def vet(connection: GuardedConnection) -> None:
+            connection.watch = Deadline(self.options.connect_timeout)
             answer = connection.execute(WHO).fetchone()
             assert answer is not None
             connection.timeline = self.admit(shard, answer)
 
-        return engines.session_engine(shard, GuardedConnection, vet, **self._options)
+        return dialer.open(GuardedConnection, vet, self.options.prepare_threshold, **arguments)
+
+    def _psycopg(self, shard: Shard, dialer: engines.ShardDialer, health: Health) -> Engine:
+        engine = sa.create_engine(
+            "postgresql+psycopg://",
+            poolclass=ShardPool,
+            pool_size=self.options.pool_size,
+            max_overflow=self.options.max_overflow,
+            pool_use_lifo=True,
+            **self.options.more,
+        )
+
+        @sa.event.listens_for(engine, "do_connect")
+        def connect(_dialect: object, _record: object, _args: object, arguments: dict[str, Any]) -> GuardedConnection:
+            # Whoever has waited for a place in the pool meanwhile is not to wait for the server as well.
+            health.check()
+            try:
+                opened = self._dial(shard, dialer, arguments)
+            except errors.ShardUnavailable as error:
+                health.failed(error.message)
+                raise
+            health.heard()
+            opened.watch = health
+            opened.autocommit = False
+            return opened
+
+        return engine
 
     def _refresh(self) -> None:
         self._router.refresh(beyond=self._router.now.map.version)
+
+    def pools(self) -> list[ShardPool]:
+        """The pools for threads that there are now."""
+        return [engine.pool for _, engine in list(self._made.values()) if isinstance(engine.pool, ShardPool)]
+
+
+class Reaper:
+    """A thread that closes connections which nobody uses.
+
+    Args:
+        engines: whose; they are not kept alive by it.
+        idle: seconds.
+    """
+
+    def __init__(self, engines: ShardEngines, idle: float) -> None:
+        self._engines = weakref.ref(engines)
+        self._idle = idle
+        self._stopping = threading.Event()
+        threading.Thread(target=self._run, name="shardwright-pools", daemon=True).start()
+
+    def stop(self) -> None:
+        """Let it end."""
+        self._stopping.set()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(min(self._idle / 4, 30)) and (engines := self._engines()) is not None:
+            for pool in engines.pools():
+                pool.reap(self._idle)
+            del engines

@@ -94,7 +94,8 @@ class Router:
         if not poll_seconds > 0:
             raise errors.BadOption(f"poll_seconds={poll_seconds!r} has no meaning", fix="give seconds above 0")
         self.id = uuid.uuid4()
-        self._dsn = catalog_dsn
+        #: how to reach the catalog
+        self.catalog_dsn = catalog_dsn
         self._application = application
         self._mode = mode
         self._poll_seconds = poll_seconds
@@ -105,6 +106,9 @@ class Router:
         self._read_at = 0.0
         self._down_until = 0.0
         self._beats = True
+        self._tells = True
+        #: timelines that the catalog is still to be told
+        self._timelines: dict[str, int] = {}
         self._thread: threading.Thread | None = None
         try:
             with self._asking:
@@ -161,6 +165,17 @@ class Router:
         with self._changed:
             return self._changed.wait_for(lambda: self.now.map.version > beyond, seconds)
 
+    def note_timeline(self, shard: str, timeline: int) -> None:
+        """Have the catalog remember on which timeline a shard's primary was seen; soon, and by the thread, if there is one.
+
+        Args:
+            shard: its name.
+            timeline: higher than what the catalog is known to know.
+        """
+        self._timelines[shard] = timeline
+        if self._thread is not None and not self._stopping.is_set():
+            self._wake.send(b"t")
+
     def close(self) -> None:
         """Stop the thread, close the connections, and take this router off the catalog's list."""
         if self._stopping.is_set():
@@ -206,7 +221,10 @@ class Router:
                 if is_due or maps.map_version(catalog) > self.now.map.version:
                     self._adopt(read_directory(catalog))
                 self._beat(catalog)
-                selector.select(self._poll_seconds * random.uniform(0.8, 1.2))
+                self._tell_timelines(catalog)
+                for key, _ in selector.select(self._poll_seconds * random.uniform(0.8, 1.2)):
+                    if key.fileobj is self._woken:
+                        self._woken.recv(4096)
                 for _ in catalog.notifies(timeout=0):
                     pass
 
@@ -222,6 +240,20 @@ class Router:
             self._beats = False
             _log.warning("this router is not listed in the catalog: %s", error.diag.message_primary)
 
+    def _tell_timelines(self, catalog: psycopg.Connection[Any]) -> None:
+        """What is known here only."""
+        for shard, timeline in list(self._timelines.items()):
+            known = self.now.shards.get(shard)
+            try:
+                if known is not None and known.timeline < timeline and self._tells:
+                    roster.note_timeline(catalog, shard, timeline)
+            except psycopg.errors.InsufficientPrivilege as error:
+                self._tells = False
+                _log.warning("the catalog does not learn the shards' timelines: %s", error.diag.message_primary)
+            except psycopg.errors.ForeignKeyViolation:
+                pass  # the shard has left the cluster
+            del self._timelines[shard]
+
     # ------------------------------------------------------------------ both
 
     def _adopt(self, found: Directory) -> None:
@@ -233,7 +265,7 @@ class Router:
                 self._changed.notify_all()
 
     def _open(self) -> psycopg.Connection[Any]:
-        return engines.connect_catalog(self._dsn, f"shardwright router {self._application}")
+        return engines.connect_catalog(self.catalog_dsn, f"shardwright router {self._application}")
 
     def _connect(self) -> psycopg.Connection[Any]:
         if self._catalog is None or self._catalog.closed:

@@ -7,14 +7,15 @@ performs them in its own way. psycopg's inside is leaned on here and in `cursors
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import psycopg
 from psycopg import generators, pq
 from psycopg.abc import PQGen
 from psycopg.rows import AsyncRowFactory, RowFactory, tuple_row
-from psycopg.waiting import wait_async
+from psycopg.waiting import Ready, wait_async
 from sqlalchemy.util import await_only
 
 from shardwright.session.cursors import (
@@ -28,6 +29,7 @@ from shardwright.session.wire import ASK_XID, CANNOT_COMMIT, ENTER_ALL, TAKE_XID
 
 T = TypeVar("T")
 
+_READABLE = int(Ready.R)
 _IDLE = pq.TransactionStatus.IDLE
 _IN_TRANSACTION = pq.TransactionStatus.INTRANS
 _FAILED = pq.TransactionStatus.INERROR
@@ -37,8 +39,60 @@ _SNAPSHOT_LEVELS = (psycopg.IsolationLevel.REPEATABLE_READ, psycopg.IsolationLev
 COMMIT_GRACE = 5.0
 
 
+class Watch(Protocol):
+    """Who looks after a connection's waits; `health.Health` is one."""
+
+    def heard(self) -> None:
+        """It was answered."""
+        ...
+
+    def judge(self, error: BaseException) -> None:
+        """It met an error."""
+        ...
+
+    def is_silent(self, since: float) -> bool:
+        """Whether an answer that is waited for since then will not come. Must not block."""
+        ...
+
+
 class PsycopgGuarded(Guarded, psycopg.BaseConnection[Any]):
     """What both kinds of psycopg connections have in common."""
+
+    #: told of answers and errors, and asked whether it is worth waiting on; None: nobody cares
+    watch: Watch | None = None
+
+    def watched(self, generator: PQGen[T]) -> PQGen[T]:
+        """A generator, given up when the server has fallen silent.
+
+        Args:
+            generator: one of this connection's.
+
+        Raises:
+            psycopg.OperationalError: the server answers nobody any more; the connection is closed.
+        """
+        watch, since, answered = self.watch, time.monotonic(), False
+        assert watch is not None
+        try:
+            wanted = next(generator)
+            while True:
+                ready = yield wanted
+                if ready & _READABLE:
+                    answered = True
+                elif not ready and watch.is_silent(since):
+                    # Nobody can tell what would still come on it.
+                    self.pgconn.finish()
+                    raise psycopg.OperationalError(
+                        f"no answer for {time.monotonic() - since:.1f} s, and the server answers nobody else either"
+                    )
+                wanted = generator.send(ready)
+        except StopIteration as stop:
+            if answered:
+                watch.heard()
+            found: T = stop.value
+            return found
+        except psycopg.Error as error:
+            watch.judge(error)
+            raise
 
     def _perform(self, generator: PQGen[T]) -> T:
         """Talk to the server until a generator has ended."""
@@ -222,6 +276,10 @@ class GuardedConnection(PsycopgGuarded, psycopg.Connection[Any]):
         self.server_cursor_factory = GuardedServerCursor
         self.new_transaction(())
 
+    def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
+        """As psycopg's, as long as there is hope."""
+        return super().wait(self.watched(gen) if self.watch is not None else gen, *args, **kwargs)
+
     def _perform(self, generator: PQGen[T]) -> T:
         with self.lock:
             return self.wait(generator)
@@ -240,6 +298,10 @@ class GuardedAsyncConnection(PsycopgGuarded, psycopg.AsyncConnection[Any]):
         self.cursor_factory = GuardedAsyncCursor
         self.server_cursor_factory = GuardedAsyncServerCursor
         self.new_transaction(())
+
+    async def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
+        """As psycopg's, as long as there is hope."""
+        return await super().wait(self.watched(gen) if self.watch is not None else gen, *args, **kwargs)
 
     def _perform(self, generator: PQGen[T]) -> T:
         return await_only(self.perform(generator))
