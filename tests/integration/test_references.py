@@ -245,6 +245,37 @@ def test_a_shard_goes_while_a_first_copy_waits(found: Callable[..., Found]) -> N
     assert streams(cluster, "s1", "s2") == {"s1": (1, 0, 0), "s2": (0, 0, 0)}
 
 
+def test_a_table_is_forgotten_while_its_first_copy_waits(found: Callable[..., Found]) -> None:
+    """REFRESH PUBLICATION takes the table away and drops the copy's slot, which waits for every transaction of the server."""
+    cluster = found(2, keyspace=None)
+    cluster.shard("s1").execute(
+        "CREATE TABLE r (id int PRIMARY KEY); CREATE TABLE q (id int PRIMARY KEY); CREATE TABLE p (id int PRIMARY KEY); "
+        "CREATE TABLE other (id int); INSERT INTO p VALUES (7)"
+    )
+    cluster.adopt("r", kind="reference")
+    synced(cluster, "s1", "s2")
+    with psycopg.connect(cluster.dsns.shards["s1"]) as writer:
+        writer.execute("INSERT INTO other VALUES (1)")
+        cluster.adopt("q", "p", kind="reference")
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'walsender' "
+            "AND wait_event = 'transactionid'"
+        )
+        deadline = time.monotonic() + 30
+        while cluster.ask("s1", waiting) < 2:
+            assert time.monotonic() < deadline, "no first copies wait"
+        started = time.monotonic()
+        assert forgetting.forget(cluster.catalog, [("public", "q")]) == {"public.q": "s1"}
+        assert time.monotonic() - started < 30
+    # The stream goes on, and the other table's first copy begins anew.
+    cluster.shard("s1").execute("INSERT INTO r VALUES (1); INSERT INTO p VALUES (8)")
+    synced(cluster, "s1", "s2")
+    assert rows(cluster, "s2") == [(1,)]
+    assert rows(cluster, "s2", "p") == [(7,), (8,)]
+    assert cluster.ask("s2", "SELECT to_regclass('q')") is None
+    assert streams(cluster, "s1", "s2") == {"s1": (1, 0, 1), "s2": (0, 1, 0)}
+
+
 def test_shard_migrations_are_checked_by_status(found: Callable[..., Found]) -> None:
     cluster = found(1, keyspace=None)
     cluster.shard("s1").execute("DELETE FROM shardwright.migrations")

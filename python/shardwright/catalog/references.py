@@ -22,6 +22,10 @@ from shardwright.catalog.roster import Shard
 #: How long making a slot may wait for transactions that are open on the home's server.
 SLOT_TIMEOUT_MS = 15_000
 
+#: A list of tables is refreshed in milliseconds, unless first copies are in the way.
+_REFRESH_TIMEOUT_MS = 5_000
+_REFRESH_TRIES = 6
+
 # From here on a stream is called behind.
 _FAR_BYTES = 16 * 1024 * 1024
 _FAR_SECONDS = 10.0
@@ -120,9 +124,7 @@ def subscribe(
     name = subscription_name(cluster, shard.name)
     if _has_subscription(there, name):
         # A crash between slot and subscription leaves none of these: the subscription is made last.
-        identifier = sql.Identifier(name)
-        there.execute(sql.SQL("ALTER SUBSCRIPTION {} ENABLE").format(identifier))
-        there.execute(sql.SQL("ALTER SUBSCRIPTION {} REFRESH PUBLICATION WITH (copy_data = true)").format(identifier))
+        _refresh(there, home, name, cluster)
         return
     _make_slot(home, home_shard, name)
     statement = sql.SQL(
@@ -145,6 +147,48 @@ def subscribe(
             fix="its server must reach the home shard: give that one a --replication-dsn, and let it in by pg_hba.conf",
             shard=shard.name,
         ) from None
+
+
+def _refresh(there: psycopg.Connection, home: psycopg.Connection, name: str, cluster: str) -> None:
+    """Bring a subscription's list of tables up to date, enabled."""
+    identifier = sql.Identifier(name)
+    for _ in range(_REFRESH_TRIES):
+        if _leaves_while_copied(there, home, name, cluster):
+            # It would wait for their slots as DROP SUBSCRIPTION does. Other first copies are begun anew.
+            there.execute(sql.SQL("ALTER SUBSCRIPTION {} DISABLE").format(identifier))
+            _end_first_copies(there, home, name)
+        there.execute(sql.SQL("ALTER SUBSCRIPTION {} ENABLE").format(identifier))
+        before = there.execute("SELECT current_setting('statement_timeout')").fetchone()
+        assert before is not None
+        # A first copy that was quick enough to begin again is in the way again.
+        there.execute("SELECT set_config('statement_timeout', %s, false)", (f"{_REFRESH_TIMEOUT_MS}ms",))
+        try:
+            there.execute(
+                sql.SQL("ALTER SUBSCRIPTION {} REFRESH PUBLICATION WITH (copy_data = true)").format(identifier)
+            )
+            return
+        except psycopg.errors.QueryCanceled:
+            continue
+        finally:
+            there.execute("SELECT set_config('statement_timeout', %s, false)", before)
+    raise errors.StreamStalled(
+        f"subscription {name} cannot get another list of tables: first copies wait for transactions that are open",
+        fix="let transactions on the home shard's server end (pg_stat_activity, pg_prepared_xacts), then run this again",
+    )
+
+
+def _leaves_while_copied(there: psycopg.Connection, home: psycopg.Connection, name: str, cluster: str) -> bool:
+    """Whether a table that is not published any more has its first copy still under way."""
+    copied = there.execute(
+        "SELECT n.nspname, c.relname FROM pg_subscription s JOIN pg_subscription_rel r ON r.srsubid = s.oid "
+        "JOIN pg_class c ON c.oid = r.srrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE s.subname = %s "
+        "AND s.subdbid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND r.srsubstate <> 'r'",
+        (name,),
+    ).fetchall()
+    published = home.execute(
+        "SELECT schemaname, tablename FROM pg_publication_tables WHERE pubname = %s", (publication_name(cluster),)
+    ).fetchall()
+    return not set(copied) <= set(published)
 
 
 def unsubscribe(there: psycopg.Connection, home: psycopg.Connection | None, name: str) -> None:
@@ -170,21 +214,22 @@ def unsubscribe(there: psycopg.Connection, home: psycopg.Connection | None, name
 
 
 def _end_first_copies(there: psycopg.Connection, home: psycopg.Connection, name: str, patience: float = 30.0) -> None:
-    """End a disabled subscription's first copies, and drop their slots, before its drop would.
+    """End a disabled subscription's workers, and drop the slots of its first copies, before PostgreSQL would.
 
-    DROP SUBSCRIPTION waits for them in a transaction, and a slot that is being made waits for every transaction of its
-    server: where both databases are on one server each waits for the other, and PostgreSQL sees no deadlock.
+    DROP SUBSCRIPTION and REFRESH PUBLICATION wait for them in a transaction, and a slot that is being made waits for every
+    transaction of its server: where both databases are on one server each waits for the other, and PostgreSQL sees no
+    deadlock. The worker that applies changes ends first or with them: until it does, it begins first copies again.
     """
     deadline = time.monotonic() + patience
     workers = (
         "SELECT s.pid FROM pg_stat_subscription s JOIN pg_subscription p ON p.oid = s.subid "
-        "WHERE p.subname = %s AND s.relid IS NOT NULL AND s.pid IS NOT NULL "
+        "WHERE p.subname = %s AND s.pid IS NOT NULL "
         "AND subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())"
     )
     while pids := [row[0] for row in there.execute(workers, (name,)).fetchall()]:
         if time.monotonic() > deadline:
             raise errors.StreamStalled(
-                f"the first copy of subscription {name} does not end (pid {pids[0]})",
+                f"a worker of subscription {name} does not end (pid {pids[0]})",
                 fix=f"SELECT pg_terminate_backend({pids[0]}) there, then run this again",
             )
         there.execute("SELECT pg_terminate_backend(pid) FROM unnest(%s::int[]) AS pid", (pids,))
