@@ -504,7 +504,11 @@ class NotMergeable(SessionError):
 
 
 class CrossShardTransaction(SessionError):
-    """One transaction tried to write on two shards. Nothing makes that atomic, so it is refused."""
+    """One transaction tried to write on two shards, which only `Session(cross_shard="two_phase")` makes atomic.
+
+    It is raised there too, for what PostgreSQL cannot prepare: a transaction that used LISTEN or NOTIFY, a temporary table,
+    a cursor WITH HOLD or an exported snapshot.
+    """
 
     code = "SW606"
     kind = "cross-shard-transaction"
@@ -513,7 +517,8 @@ class CrossShardTransaction(SessionError):
 class CommitUnknown(SessionError):
     """The answer to COMMIT was lost. The transaction may have been committed or not; it is never sent again.
 
-    `error.facts["xid"]` and `error.facts["shard"]` let `pg_xact_status` tell which.
+    `cluster.commit_outcome(error)` finds out: by `pg_xact_status` on the shard, or, for a transaction that wrote on several
+    shards, by its row in the catalog (`error.facts["transaction"]`).
     """
 
     code = "SW607"
@@ -537,6 +542,17 @@ class WriteRefused(SessionError):
 
     code = "SW609"
     kind = "write-refused"
+
+
+class TransactionGivenUp(SessionError):
+    """A transaction on several shards was rolled back by `shardwright tx recover` before its session had decided.
+
+    It had been taken for one whose session has died, or the catalog no longer knows it. Nothing of it is stored: run it again.
+    """
+
+    code = "SW610"
+    kind = "transaction-given-up"
+    retriable = True
 
 
 # ---------------------------------------------------------------- our own promises

@@ -89,7 +89,15 @@ FAILPOINTS: Final = (
 )
 
 #: Those that an operation passes.
-OF_OPERATIONS: Final = tuple(name for name in FAILPOINTS if not name.startswith(("partition.", "migrate.")))
+OF_OPERATIONS: Final = tuple(name for name in FAILPOINTS if not name.startswith(("partition.", "migrate.", "tx.")))
+    "tx.registered",
+    "tx.half_prepared",
+    "tx.prepared",
+    "tx.decided",
+    "tx.half_ended",
+    "tx.rolled_back",
+    "tx.recovering",
+    "tx.half_recovered",
 
 ACTIONS: Final = ("crash", "pause", "error")
 

@@ -63,6 +63,7 @@ VERBS = {
     "reshard": "Move ranges between shards while the application keeps running.",
     "migrate": "Run schema migrations (Alembic) on every shard.",
     "partition": "Keep the time partitions of every shard in step with their policies.",
+    "tx": "List and end transactions on several shards whose sessions did not.",
     "worker": "Run operations, and keep partitions in step, until told to stop.",
     "leave": "Take everything of shardwright off a cluster that is down to one shard.",
     "demo": "Reshard a live cluster on this machine and check every promise.",

@@ -18,6 +18,7 @@ from shardwright.catalog import evidence, guards, map_changes, maps, operations
 from shardwright.catalog.operations import Batch, Move
 from shardwright.failpoints import reach
 from shardwright.reshard import sequences, streams
+from shardwright.reshard.blockers import Blocker, list_blockers, remedy, shown
 from shardwright.reshard.world import LOCK_CLASS, World, log
 from shardwright.routing.multirange import Multirange
 from shardwright.routing.predicates import GuardedTable
@@ -133,8 +134,8 @@ def forget_stale_ranges(world: World, move: Move) -> None:
                 if attempt == attempts:
                     blockers = list_blockers(world.shard(move.source), [], [number])
                     raise errors.NotDrained(
-                        f"sessions inside range {number} on {move.source} did not end: {blockers}",
-                        fix=f"end them or wait, then: shardwright reshard resume {world.operation.id}",
+                        f"sessions inside range {number} on {move.source} did not end: {shown(blockers)}",
+                        fix=f"{remedy(blockers, world.cluster)}, then: shardwright reshard resume {world.operation.id}",
                         blockers=blockers,
                     ) from None
                 world.on_progress()
@@ -300,7 +301,7 @@ def _fence(
     attempts = int(settings.get("fence_attempts", 40))
     timeout_ms = int(settings.get("fence_lock_timeout_ms", 100))
     numbers = [0, *(found.id for found in ranges)]
-    blockers: list[dict[str, object]] = []
+    blockers: list[Blocker] = []
     for attempt in range(1, attempts + 1):
         left_open = open_points(world.shard(giver), move.keyspace) - batch.points
         try:
@@ -328,40 +329,10 @@ def _fence(
             time.sleep(timeout_ms / 1000 * random.uniform(1.0, 2.0))
     raise errors.NotDrained(
         f"batch {batch.number} on {giver} was not drained in {attempts} tries of {timeout_ms} ms; blockers: "
-        + ("; ".join(f"pid {b['pid']} {b['application_name']} open {b['age_s']} s" for b in blockers) or "gone by now"),
-        fix=f"end them or wait, then: shardwright reshard switch {world.operation.id}",
+        + (shown(blockers) or "gone by now"),
+        fix=f"{remedy(blockers, world.cluster)}, then: shardwright reshard switch {world.operation.id}",
         blockers=blockers,
     )
-
-
-def list_blockers(
-    connection: psycopg.Connection, tables: Sequence[GuardedTable], numbers: Sequence[int]
-) -> list[dict[str, object]]:
-    """Who holds what a fence needs: sessions inside the ranges, and writers of the tables.
-
-    Args:
-        connection: to the shard.
-        tables: the keyspace's tables.
-        numbers: range ids, and 0 for the whole shard.
-    """
-    rows = connection.execute(
-        "SELECT DISTINCT a.pid, a.application_name, a.state, "
-        "round(extract(epoch FROM clock_timestamp() - a.xact_start)::numeric, 1)::float8 "
-        "FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid "
-        "LEFT JOIN pg_class c ON c.oid = l.relation LEFT JOIN pg_namespace n ON n.oid = c.relnamespace "
-        "WHERE l.granted AND l.pid <> pg_backend_pid() "
-        "AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND ("
-        "(l.locktype = 'advisory' AND l.classid::int8 = %s AND l.objid::int8 = ANY(%s)) OR (l.locktype = 'relation' "
-        "AND l.mode NOT IN ('AccessShareLock', 'RowShareLock') "
-        "AND (n.nspname, c.relname) IN (SELECT * FROM unnest(%s::text[], %s::text[]))))",
-        (
-            LOCK_CLASS,
-            list(numbers),
-            [table.schema_name for table in tables],
-            [table.table_name for table in tables],
-        ),
-    ).fetchall()
-    return [{"pid": r[0], "application_name": r[1], "state": r[2], "age_s": r[3]} for r in rows]
 
 
 def _commit(world: World, move: Move, batch: Batch, shard_map: ShardMap, direction: str) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import psycopg
 
 from shardwright import engines, errors
-from shardwright.catalog import roster, tables, windows
+from shardwright.catalog import decisions, prepared, roster, tables, windows
 from shardwright.catalog.layout import find_layout
 from shardwright.reshard import layouts
 from shardwright.reshard.layouts import WindowGap
@@ -52,9 +52,10 @@ def check(catalog: psycopg.Connection, shard_map: ShardMap, plan: Plan) -> None:
     try:
         for name in names:
             connections[name] = engines.connect_shard(shards[name], "shardwright preflight", replica_role=True)
+        cluster = roster.cluster_id(catalog)
         streams = Counter(name for move in plan.moves for name in (move.source, move.target))
         for name in names:
-            problems.extend(_server_problems(connections[name], name, shards[name], streams[name]))
+            problems.extend(_server_problems(connections[name], name, shards[name], streams[name], cluster))
             problems.extend(_role_problems(connections[name], name))
             problems.extend(_replication_problems(shards[name]))
         problems.extend(_same_text_problems(connections))
@@ -89,7 +90,9 @@ def _window_problems(differing: Sequence[WindowGap]) -> Iterable[Problem]:
         )
 
 
-def _server_problems(connection: psycopg.Connection, name: str, shard: roster.Shard, streams: int) -> Iterable[Problem]:
+def _server_problems(
+    connection: psycopg.Connection, name: str, shard: roster.Shard, streams: int, cluster: str
+) -> Iterable[Problem]:
     settings: dict[str, str] = dict(
         connection.execute(
             "SELECT name, setting FROM pg_settings WHERE name IN ('wal_level', 'max_replication_slots', "
@@ -99,12 +102,11 @@ def _server_problems(connection: psycopg.Connection, name: str, shard: roster.Sh
     row = connection.execute(
         "SELECT (SELECT count(*) FROM pg_replication_slots), (SELECT count(*) FROM pg_stat_replication), "
         "(SELECT count(*) FROM pg_subscription WHERE subenabled), "
-        "(SELECT string_agg(gid, ', ') FROM pg_prepared_xacts), "
         "(SELECT system_identifier::text FROM pg_control_system()), "
         "(SELECT oid::int8 FROM pg_database WHERE datname = current_database())"
     ).fetchone()
     assert row is not None
-    slots, senders, subscriptions, prepared, system, database = row
+    slots, senders, subscriptions, system, database = row
     if settings["wal_level"] != "logical":
         yield Problem(name, f"wal_level is {settings['wal_level']}", "set wal_level = logical and restart the server")
     free = int(settings["max_replication_slots"]) - slots
@@ -121,10 +123,7 @@ def _server_problems(connection: psycopg.Connection, name: str, shard: roster.Sh
             f"{workers - subscriptions} logical replication workers are free, {streams} are needed",
             "raise max_logical_replication_workers and max_worker_processes",
         )
-    if prepared:
-        yield Problem(
-            name, f"prepared transactions are in doubt: {prepared}", "COMMIT PREPARED or ROLLBACK PREPARED them"
-        )
+    yield from _prepared_problems(connection, name, cluster)
     if (system, database) != (shard.system_identifier, shard.database_oid):
         yield Problem(
             name,
@@ -142,6 +141,26 @@ def _server_problems(connection: psycopg.Connection, name: str, shard: roster.Sh
             name,
             f"pid {pid} ({application}) has been in a transaction for {age} s, and the replication slot would wait for it",
             "let it end",
+        )
+
+
+def _prepared_problems(connection: psycopg.Connection, name: str, cluster: str) -> Iterable[Problem]:
+    """Prepared transactions of the whole server: the replication slot would wait for them. Our own end in a moment."""
+    ours, others = [], []
+    for gid, age in connection.execute(
+        "SELECT gid, extract(epoch FROM clock_timestamp() - prepared)::float8 FROM pg_prepared_xacts ORDER BY 1"
+    ).fetchall():
+        if not decisions.is_of(gid, cluster):
+            others.append(gid)
+        elif age > prepared.IN_DOUBT:
+            ours.append(gid)
+    if ours:
+        yield Problem(name, f"prepared transactions are in doubt: {', '.join(ours)}", "shardwright tx recover")
+    if others:
+        yield Problem(
+            name,
+            f"prepared transactions are in doubt: {', '.join(others)}",
+            "COMMIT PREPARED or ROLLBACK PREPARED them",
         )
 
 

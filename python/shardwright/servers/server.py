@@ -32,7 +32,7 @@ SETTINGS: Mapping[str, str] = {
     "max_worker_processes": "32",
     # before 16 the launcher starts at most one apply worker in this time, over all subscriptions
     "wal_retrieve_retry_interval": "200ms",
-    "max_prepared_transactions": "10",
+    "max_prepared_transactions": "50",
     "shared_buffers": "64MB",
     "max_wal_size": "1GB",
     "timezone": "UTC",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
@@ -128,6 +129,26 @@ def begin(
             connection.invalidate(error)
         connection.close()
         raise
+
+
+@contextmanager
+def speaking_to(connection: Connection) -> Iterator[None]:
+    """While a command of ours is sent in an open transaction: a driver's error is raised as SQLAlchemy would, or as ours.
+
+    Args:
+        connection: on which connection.
+
+    Raises:
+        SessionError, sqlalchemy.exc.DBAPIError: what the driver raised amounts to that.
+    """
+    driver, shard = driver_of(connection), shard_of(connection.engine)
+    try:
+        yield
+    except driver_errors(connection) as error:
+        ours = translate(shard, error, driver)
+        if isinstance(ours, ConnectionLost):
+            connection.invalidate(error)
+        raise ours or as_sqlalchemy(connection, error, "COMMIT") from error
 
 
 def driver_errors(connection: Connection | Engine) -> tuple[type[Exception], ...]:

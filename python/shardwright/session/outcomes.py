@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import sqlalchemy as sa
 
 from shardwright import errors
+from shardwright.session import two_phase
+from shardwright.session.deciding import Decider
 from shardwright.session.opening import driver_of
 from shardwright.session.retries import Backoff
 from shardwright.session.waiting import Waiting
@@ -19,16 +21,23 @@ Outcome = Literal["committed", "aborted", "unknown"]
 
 
 def find_out(
-    waiting: Waiting, engine_of: Callable[[str], Engine], error: errors.CommitUnknown, patience: float
+    waiting: Waiting,
+    decider: Decider,
+    engine_of: Callable[[str], Engine],
+    error: errors.CommitUnknown,
+    patience: float,
 ) -> Outcome:
-    """Ask the shard; see `Cluster.commit_outcome`.
+    """Ask the shard, or the catalog where several shards were written on; see `Cluster.commit_outcome`.
 
     Args:
         waiting: how to wait.
+        decider: asks the catalog.
         engine_of: gives a shard's engine.
         error: what was raised.
         patience: seconds to wait.
     """
+    if "transaction" in error.facts:
+        return two_phase.find_out(waiting, decider, engine_of, error)
     shard, number = str(error.facts["shard"]), error.facts.get("xid")
     if number is None:
         return "unknown"

@@ -52,12 +52,15 @@ class Routed:
         strict: check each range's ownership before it is used.
         options: execution options of its transactions.
     """
+        two_phase: let a transaction write on several shards.
 
-    def __init__(self, session: ShardSession, strict: bool, options: dict[str, Any]) -> None:
+    def __init__(
+        self, session: ShardSession, strict: bool, options: dict[str, Any], *, two_phase: bool = False
+    ) -> None:
         self._session = session
         self._cluster = session.cluster
         self._strict = strict
-        self._shards = ShardTransactions(session, strict, options)
+        self._shards = ShardTransactions(session, strict, options, two_phase)
         #: where the statement that is being executed was sent, and whether it may write
         self._current: opening.SessionEngine | Scatter | None = None
         self._current_writes = False
@@ -103,7 +106,7 @@ class Routed:
     def check_use(self, bind: Any) -> None:
         """SQLAlchemy is about to use a bind: by now, what was pending has been flushed, perhaps to another shard."""
         if self._current_writes and bind is self._current and isinstance(bind, opening.SessionEngine):
-            refuse_second_writer(self._shards.writer(), opening.shard_of(bind))
+            refuse_second_writer(self._shards.bound_to(), opening.shard_of(bind))
 
     def before_commit(self) -> None:
         """The transaction is about to be committed."""
@@ -165,8 +168,9 @@ class Routed:
 
     def _target(self, statement: Any, params: Any, arguments: Mapping[str, Any]) -> Target | Some | Everywhere:
         return self._explicit(arguments) or find_target(
-            self._cluster, statement, as_rows(params), self._shards.in_use(), self._shards.writer()
-        )
+            self._cluster, statement, as_rows(params), self._shards.in_use(), self._shards.bound_to(),
+            may_spread=self._shards.two_phase,
+        )  # fmt: skip
 
     def _bind_to(
         self, target: Target | Some | Everywhere, patience: Patience | None
@@ -248,7 +252,7 @@ class Routed:
             else:
                 route = self._cluster.map.route(found.declaration.keyspace or "", key)
                 shard, ranges = route.shard, frozenset({route.range_id})
-            refuse_second_writer(self._shards.writer(), shard)
+            refuse_second_writer(self._shards.bound_to(), shard)
             return shard, ranges
 
         self._shards.writes = True
@@ -300,7 +304,7 @@ class Routed:
             raise one_shard_only(ranges)
         with self.flushing():
             for shard, ids in ranges.items():
-                refuse_second_writer(self._shards.writer(), shard)
+                refuse_second_writer(self._shards.bound_to(), shard)
                 self._current = self._connected(lambda s=shard, i=ids: (s, i)).engine  # type: ignore[misc,assignment]
             yield
 

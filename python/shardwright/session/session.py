@@ -44,6 +44,8 @@ class ShardSession(Session):
         read_only: whether its transactions are READ ONLY.
         options: arguments of `sqlalchemy.orm.Session`.
 
+        cross_shard: "two_phase" lets a session without a key write on several shards in one transaction, which is then
+            decided in the catalog; refused unless set.
     Raises:
         BadKey: the key is no key of its keyspace.
         BadOption: an argument has no meaning here.
@@ -63,16 +65,21 @@ class ShardSession(Session):
         read_only: bool | None = None,
         **options: Any,
     ) -> None:
+        cross_shard: str | None = None,
         if bind is not None or options.get("binds"):
             raise errors.BadOption(
                 "a session of a cluster takes no bind", fix="leave it out: its shards are the cluster's"
             )
         if options.get("twophase"):
-            raise errors.BadOption("twophase=True is not supported", fix="keep a transaction on one shard")
+            raise errors.BadOption("twophase=True is not supported", fix='cross_shard="two_phase"')
         if reads not in (None, "strict", "relaxed"):
             raise errors.BadOption(f"reads={reads!r} has no meaning", fix='give "strict" or "relaxed"')
         # BEGIN travels with the check: SQLAlchemy is handed connections that have begun, and ends what it did not begin.
         options["join_transaction_mode"] = "control_fully"
+        if cross_shard not in (None, "two_phase"):
+            raise errors.BadOption(
+                f"cross_shard={cross_shard!r} has no meaning", fix='give "two_phase", or leave it out'
+            )
         begins_with = _take_transaction_options(options)
         if isolation_level is not None:
             begins_with["isolation_level"] = isolation_level
@@ -87,10 +94,12 @@ class ShardSession(Session):
         if key is _NO_KEY:
             if keyspace is not None or model is not None:
                 raise errors.BadOption("a keyspace was given without a key", fix="give key= too, or neither")
-            self._way = Routed(self, strict, begins_with)
+            self._way = Routed(self, strict, begins_with, two_phase=cross_shard is not None)
         else:
             self._way = Pinned(self, key, _keyspace(cluster, keyspace, model), strict, begins_with)
 
+            if cross_shard is not None:
+                raise errors.BadOption("a session with a key stays on one shard", fix="leave key= or cross_shard= out")
     def patience(self) -> Patience:
         """How this session waits out a handover."""
         return self.cluster.patience(self.waiting)

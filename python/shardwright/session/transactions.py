@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine import Connection
@@ -13,6 +14,7 @@ from shardwright.session import opening
 from shardwright.session.faults import translate
 from shardwright.session.pinned import forget_connections
 from shardwright.session.targets import one_shard_only
+from shardwright.session.two_phase import TwoPhase
 from shardwright.session.waiting import together
 from shardwright.session.wire import Guarded
 
@@ -27,13 +29,16 @@ class ShardTransactions:
         session: whose.
         strict: check each range's ownership before it is used.
         options: execution options of the transactions.
+        two_phase: let several shards be written on, and make their COMMITs one.
     """
 
-    def __init__(self, session: ShardSession, strict: bool, options: dict[str, Any]) -> None:
+    def __init__(self, session: ShardSession, strict: bool, options: dict[str, Any], two_phase: bool) -> None:
         self._session = session
         self._cluster = session.cluster
         self._strict = strict
-        self._options = options
+        #: several shards may be written on
+        self.two_phase = two_phase
+        self._options = options | {opening.BEFORE_COMMIT: self._before_first_commit} if two_phase else options
         #: BEGIN and the check may travel with the first statement
         self.ahead = False
         #: a write follows for sure
@@ -91,6 +96,10 @@ class ShardTransactions:
     def writer(self) -> str | None:
         """The shard that was written on, or None."""
         return next((shard for shard in list(self._open) if self.is_open(shard) and self.driver(shard).wrote), None)
+
+    def bound_to(self) -> str | None:
+        """The only shard that may be written on from now on, or None while that is open."""
+        return None if self.two_phase else self.writer()
 
     def connection(self, shard: str) -> Connection:
         """The connection of a shard whose transaction is open."""
@@ -151,7 +160,7 @@ class ShardTransactions:
             CrossShardTransaction: two have.
         """
         drivers = {shard: self.driver(shard) for shard in self.in_use()}
-        if len(drivers) < 2:
+        if len(drivers) < 2 or self.two_phase:
             return
         for driver in drivers.values():
             # Under the other levels the check itself takes a number.
@@ -162,6 +171,36 @@ class ShardTransactions:
             raise one_shard_only(writers)
         for driver in drivers.values():
             driver.only_read = not driver.wrote
+
+    def _before_first_commit(self) -> None:
+        """A connection is about to be committed: where several shards were written on, all of it is done here.
+
+        Not in `before_commit`: whoever listens to the same event may write still.
+        """
+        drivers = {shard: self.driver(shard) for shard in self.in_use()}
+        if len(drivers) < 2 or any(driver.is_judged for driver in drivers.values()):
+            return
+        together(self._session.waiting, [partial(self._ask_xact_id, shard) for shard in drivers])
+        # Under the levels that keep a snapshot, what was read can be refused at the end, which must not be after the decision.
+        parts = [
+            shard
+            for shard, driver in drivers.items()
+            if driver.xact_id is not None or (driver.takes_snapshot and not driver.is_read_only)
+        ]
+        for shard, driver in drivers.items():
+            driver.is_judged = True
+            driver.only_read = shard not in parts
+        if len(parts) > 1:
+            TwoPhase(
+                self._session.waiting,
+                self._cluster.decider,
+                lambda shard: self.engine(shard).parent,
+                {shard: self._open[shard] for shard in parts},
+            ).commit()
+
+    def _ask_xact_id(self, shard: str) -> None:
+        with opening.speaking_to(self._open[shard]):
+            self.driver(shard).ask_xact_id()
 
     def _connect(self, engine: opening.SessionEngine) -> Connection:
         """What SQLAlchemy calls: begins with the ranges that are wanted; what was opened in advance is handed over."""
