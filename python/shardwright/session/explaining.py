@@ -14,7 +14,7 @@ from shardwright.routing.merging import Merging, OrderKey
 from shardwright.routing.shard_map import Route
 from shardwright.routing.statement import Params, Plan
 from shardwright.session.results import with_hidden
-from shardwright.session.targets import Everywhere, Some, Target, homes_of, looks_through
+from shardwright.session.targets import Everywhere, Some, Spread, Target, homes_of, looks_through
 
 if TYPE_CHECKING:
     from shardwright.session.cluster import Cluster
@@ -127,7 +127,7 @@ def explain_target(
     cluster: Cluster,
     statement: Any,
     params: Params,
-    target: Target | Some | Everywhere,
+    target: Target | Some | Everywhere | Spread,
     *,
     strict: bool,
     named: bool,
@@ -157,11 +157,13 @@ def explain_target(
             might = tuple(in_use[:1]) or cluster.map.shards()
             return Explanation("any", "routed", might, keys, {}, target.version, target.writes)
         return Explanation("one", "routed", shards, keys, ranges, target.version, target.writes)
-    if isinstance(target, Some):
+    if isinstance(target, (Some, Spread)):
         ranges = {shard: tuple(sorted(ids)) for shard, ids in target.ranges.items()}
     else:
         shard_map = cluster.map
         ranges = dict.fromkeys(sorted({one.shard for one in shard_map.ranges_of(target.plan.root_keyspace)}), ())
+    if isinstance(target, Spread):
+        return Explanation("some", "routed", tuple(ranges), keys, ranges, target.version, True)
     root = target.plan.root
     return Explanation(
         "some" if isinstance(target, Some) else "everywhere",

@@ -53,6 +53,14 @@ class MappedKey:
             key = state.dict.get(self.attribute)
             if key is None:
                 key = self._default(state)
+        return self.bound(key)
+
+    def bound(self, key: Any) -> Any:
+        """A shard key as the database has it, where the column's type is one of the application's.
+
+        Args:
+            key: as the attribute has it.
+        """
         column = self.column
         if column is not None and isinstance(column.type, TypeDecorator) and key is not None:
             return column.type.process_bind_param(key, postgresql.dialect())  # type: ignore[no-untyped-call]

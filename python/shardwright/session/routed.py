@@ -17,7 +17,7 @@ from sqlalchemy.orm import Mapper, Session
 
 from shardwright import errors
 from shardwright.routing.multirange import Multirange
-from shardwright.session import opening
+from shardwright.session import opening, spreading
 from shardwright.session.explaining import Explanation, explain_refusal, explain_target
 from shardwright.session.faults import ConnectionLost, EntryRefused
 from shardwright.session.instances import MappedKey
@@ -27,6 +27,7 @@ from shardwright.session.scatter import Scatter, check_tiling
 from shardwright.session.targets import (
     Everywhere,
     Some,
+    Spread,
     Target,
     find_target,
     home_of,
@@ -51,8 +52,8 @@ class Routed:
         session: the session.
         strict: check each range's ownership before it is used.
         options: execution options of its transactions.
-    """
         two_phase: let a transaction write on several shards.
+    """
 
     def __init__(
         self, session: ShardSession, strict: bool, options: dict[str, Any], *, two_phase: bool = False
@@ -133,9 +134,11 @@ class Routed:
         before = self._current, self._shards.ahead, self._current_writes
         while True:
             target = self._target(statement, params, arguments)
-            hidden = () if isinstance(target, Target) else target.merging.hidden
+            hidden = target.merging.hidden if isinstance(target, (Some, Everywhere)) else ()
             try:
                 self._shards.ahead = True
+                if isinstance(target, Spread):
+                    return self._spread(call, target, statement, params, execution_options, arguments, more)
                 self._current = self._bind_to(target, patience)
                 self._current_writes = target.writes and not _only_reads(statement)
                 asked = with_hidden(statement, hidden)
@@ -153,6 +156,28 @@ class Routed:
             finally:
                 self._current, self._shards.ahead, self._current_writes = before
 
+    def _spread(
+        self,
+        call: Callable[..., Any],
+        target: Spread,
+        statement: Any,
+        params: Any,
+        execution_options: Any,
+        arguments: dict[str, Any],
+        more: dict[str, Any],
+    ) -> Any:
+        """Write on several shards: all of them are entered before anything is sent to one."""
+        self._shards.open_all(target.ranges, whole=False)
+        results = {}
+        for shard, part, values in spreading.parts_of(self._cluster, target, statement, params):
+            self._current = self._shards.engine(shard)
+            given = {**arguments, "bind": self._current}
+            results[shard] = Session.execute(
+                self._session, part, values, execution_options=execution_options, bind_arguments=given, **more
+            )
+        whole = spreading.joined(target, statement, results)
+        return whole if call.__name__ == "execute" else getattr(whole, call.__name__)()
+
     def explain(self, statement: Any, params: Any, arguments: Mapping[str, Any], *, brief: bool = False) -> Explanation:
         """Say where a statement would go, and unless `brief` how it would be merged."""
         named = "shard" in arguments or "key" in arguments
@@ -166,7 +191,7 @@ class Routed:
             strict=self._strict, named=named, in_use=self._shards.in_use(), brief=brief,
         )  # fmt: skip
 
-    def _target(self, statement: Any, params: Any, arguments: Mapping[str, Any]) -> Target | Some | Everywhere:
+    def _target(self, statement: Any, params: Any, arguments: Mapping[str, Any]) -> Target | Some | Everywhere | Spread:
         return self._explicit(arguments) or find_target(
             self._cluster, statement, as_rows(params), self._shards.in_use(), self._shards.bound_to(),
             may_spread=self._shards.two_phase,

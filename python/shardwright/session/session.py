@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
@@ -18,6 +18,7 @@ from sqlalchemy.util import EMPTY_DICT
 from shardwright import errors
 from shardwright.session import events
 from shardwright.session.explaining import Explanation
+from shardwright.session.getting import get_many
 from shardwright.session.opening import TRANSACTION_OPTIONS
 from shardwright.session.pinned import Pinned
 from shardwright.session.routed import Routed
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from shardwright.session.retries import Patience
 
 _NO_KEY: Any = object()
+_O = TypeVar("_O")
 
 
 class ShardSession(Session):
@@ -42,10 +44,10 @@ class ShardSession(Session):
         reads: "strict" or "relaxed", for this session; see `Cluster.connect`.
         isolation_level: of its transactions; READ COMMITTED unless set.
         read_only: whether its transactions are READ ONLY.
-        options: arguments of `sqlalchemy.orm.Session`.
-
         cross_shard: "two_phase" lets a session without a key write on several shards in one transaction, which is then
             decided in the catalog; refused unless set.
+        options: arguments of `sqlalchemy.orm.Session`.
+
     Raises:
         BadKey: the key is no key of its keyspace.
         BadOption: an argument has no meaning here.
@@ -63,9 +65,9 @@ class ShardSession(Session):
         reads: str | None = None,
         isolation_level: str | None = None,
         read_only: bool | None = None,
+        cross_shard: str | None = None,
         **options: Any,
     ) -> None:
-        cross_shard: str | None = None,
         if bind is not None or options.get("binds"):
             raise errors.BadOption(
                 "a session of a cluster takes no bind", fix="leave it out: its shards are the cluster's"
@@ -74,12 +76,12 @@ class ShardSession(Session):
             raise errors.BadOption("twophase=True is not supported", fix='cross_shard="two_phase"')
         if reads not in (None, "strict", "relaxed"):
             raise errors.BadOption(f"reads={reads!r} has no meaning", fix='give "strict" or "relaxed"')
-        # BEGIN travels with the check: SQLAlchemy is handed connections that have begun, and ends what it did not begin.
-        options["join_transaction_mode"] = "control_fully"
         if cross_shard not in (None, "two_phase"):
             raise errors.BadOption(
                 f"cross_shard={cross_shard!r} has no meaning", fix='give "two_phase", or leave it out'
             )
+        # BEGIN travels with the check: SQLAlchemy is handed connections that have begun, and ends what it did not begin.
+        options["join_transaction_mode"] = "control_fully"
         begins_with = _take_transaction_options(options)
         if isolation_level is not None:
             begins_with["isolation_level"] = isolation_level
@@ -96,10 +98,10 @@ class ShardSession(Session):
                 raise errors.BadOption("a keyspace was given without a key", fix="give key= too, or neither")
             self._way = Routed(self, strict, begins_with, two_phase=cross_shard is not None)
         else:
-            self._way = Pinned(self, key, _keyspace(cluster, keyspace, model), strict, begins_with)
-
             if cross_shard is not None:
                 raise errors.BadOption("a session with a key stays on one shard", fix="leave key= or cross_shard= out")
+            self._way = Pinned(self, key, _keyspace(cluster, keyspace, model), strict, begins_with)
+
     def patience(self) -> Patience:
         """How this session waits out a handover."""
         return self.cluster.patience(self.waiting)
@@ -209,6 +211,23 @@ class ShardSession(Session):
             raise
         finally:
             tell(events.StatementEnded(routed, began, time.perf_counter() - started, failure))
+
+    def get_many(self, entity: type[_O], keys: Iterable[Any], *, options: Sequence[Any] = ()) -> list[_O | None]:
+        """Objects by their primary keys, with one statement a shard for up to 100 of them.
+
+        Args:
+            entity: a mapped class.
+            keys: a primary key each, as for `Session.get`: a value, or a tuple where it has several columns.
+            options: loader options of SQLAlchemy.
+
+        Returns:
+            The objects in the order of the keys; None where there is no row. What the session has already is not read
+            again, unless it is expired.
+
+        Raises:
+            BadKey: a key is none.
+        """
+        return get_many(self, entity, keys, options)
 
     def flush(self, objects: Sequence[Any] | None = None) -> None:
         """As `Session.flush`; each object goes to the shard of its key."""

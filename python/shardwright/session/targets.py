@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.sql.dml import Delete, Insert, Update
+
 from shardwright import errors
 from shardwright.routing.merging import Merging, refusal
 from shardwright.routing.multirange import Multirange
@@ -16,6 +18,9 @@ from shardwright.session.instances import unknown_table
 
 if TYPE_CHECKING:
     from shardwright.session.cluster import Cluster
+
+#: Keys from which on they are hashed together.
+_MANY = 16
 
 
 @dataclass(frozen=True)
@@ -54,9 +59,29 @@ class Everywhere:
     writes = False
 
 
+@dataclass(frozen=True)
+class Spread:
+    """A write on several shards, in a session that may do that."""
+
+    ranges: Mapping[str, frozenset[int]]
+    #: the points of those ranges, by shard
+    points: Mapping[str, Multirange]
+    #: positions of the sets of values that each shard executes; empty where each executes the statement on its own points
+    rows: Mapping[str, Sequence[int]]
+    plan: Plan
+    version: int
+    writes = True
+
+
 def find_target(
-    cluster: Cluster, statement: Any, params: Params, in_use: Sequence[str], writer: str | None
-) -> Target | Some | Everywhere:
+    cluster: Cluster,
+    statement: Any,
+    params: Params,
+    in_use: Sequence[str],
+    writer: str | None,
+    *,
+    may_spread: bool = False,
+) -> Target | Some | Everywhere | Spread:
     """Decide where a statement goes, by the map as it is now.
 
     Args:
@@ -65,6 +90,7 @@ def find_target(
         params: what it is executed with.
         in_use: shards on which the transaction is open already.
         writer: the one that it has written on.
+        may_spread: it may write on several.
 
     Raises:
         NoShardKey: nobody can tell.
@@ -86,14 +112,18 @@ def find_target(
     if plan.unbound is not None:
         return _everywhere(cluster, statement, cluster.planner.exact(statement, params, plan), homes)
     ranges: dict[str, set[int]] = {}
-    for keyspace, key in plan.keys(binds, params):
-        route = shard_map.route(keyspace, key)
-        ranges.setdefault(route.shard, set()).add(route.range_id)
+    routes = _routes(shard_map, plan.keys(binds, params))
+    for shard, range_id in routes if len(routes) < _MANY else set(routes):
+        ranges.setdefault(shard, set()).add(range_id)
     for home in homes:
         ranges.setdefault(home, set())
     if len(ranges) > 1:
         if plan.writes:
-            raise one_shard_only(ranges)
+            if not may_spread:
+                raise one_shard_only(ranges)
+            if homes:
+                raise one_shard_only(ranges, "write the tables of one shard with a statement of their own")
+            return _spread(cluster, statement, params, plan, ranges, [shard for shard, _ in routes])
         if homes:
             raise refusal(f"it reads a table of shard {', '.join(sorted(homes))} together with rows of other shards")
         if plan.local is not None:
@@ -113,6 +143,43 @@ def find_target(
     if plan.writes:
         refuse_second_writer(writer, shard)
     return Target(shard, frozenset(ids), plan.writes, shard_map.version)
+
+
+def _routes(shard_map: ShardMap, keys: Iterable[tuple[str, Any]]) -> list[tuple[str, int]]:
+    """The shard and the range of each key; many of them are hashed in one go."""
+    given = list(keys)
+    if len(given) < _MANY:
+        return [(route.shard, route.range_id) for route in (shard_map.route(*one) for one in given)]
+    found: list[tuple[str, int]] = [("", 0)] * len(given)
+    for keyspace in {keyspace for keyspace, _ in given}:
+        owners = {one.id: (one.shard, one.id) for one in shard_map.ranges_of(keyspace)}
+        at = [position for position, one in enumerate(given) if one[0] == keyspace]
+        ids = shard_map.route_many(keyspace, [given[position][1] for position in at])
+        for position, number in zip(at, ids, strict=True):
+            found[position] = owners[number]
+    return found
+
+
+def _spread(
+    cluster: Cluster, statement: Any, params: Params, plan: Plan, ranges: Mapping[str, set[int]], owners: Sequence[str]
+) -> Spread:
+    """Deal a write out to the shards, or say why that cannot be done."""
+    each = {shard: frozenset(ids) for shard, ids in sorted(ranges.items())}
+    rows: dict[str, list[int]] = {}
+    if len(params) > 1 and len(owners) == len(params):
+        rows = {shard: [] for shard in each}
+        for at, shard in enumerate(owners):
+            rows[shard].append(at)
+    elif isinstance(statement, Insert):
+        raise one_shard_only(each, "give its rows as a list of mappings beside it: session.execute(insert(..), rows)")
+    elif not isinstance(statement, (Update, Delete)):
+        raise one_shard_only(each, "lock rows of one shard with a statement")
+    plan = cluster.planner.exact(statement, params, plan)
+    if not rows and plan.root is None:
+        raise one_shard_only(each, "tie its tables by the shard key, or write on one shard a statement")
+    keyspace = plan.keyspaces[0] if plan.keyspaces else ""
+    points = {shard: _points(cluster.map, keyspace, ids) for shard, ids in each.items()}
+    return Spread(each, points, rows, plan, cluster.map.version)
 
 
 def looks_through(statement: Any) -> bool:
@@ -205,15 +272,18 @@ def local_to_each(table: str) -> errors.NoShardKey:
     return no_key(f"every shard has a table {table} with rows of its own")
 
 
-def one_shard_only(shards: Iterable[str]) -> errors.CrossShardTransaction:
+def one_shard_only(
+    shards: Iterable[str], fix: str = 'write on one shard a transaction, or ask for Session(cross_shard="two_phase")'
+) -> errors.CrossShardTransaction:
     """The error for a write on several shards.
 
     Args:
         shards: their names.
+        fix: the way out.
     """
     return errors.CrossShardTransaction(
         f"it would write on shards {', '.join(sorted(shards))} in one transaction",
-        fix="write on one shard a transaction",
+        fix=fix,
     )
 
 
