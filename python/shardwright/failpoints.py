@@ -72,6 +72,13 @@ FAILPOINTS: Final = (
     "partition.convert_swapped",
     "partition.convert_keys_valid",
     "partition.convert_recorded",
+    "partition.adopt_recorded",
+    "partition.adopt_marking",
+    "partition.adopt_marked",
+    "partition.adopt_bounded",
+    "partition.adopt_made",
+    "partition.adopt_exchanging",
+    "partition.adopt_exchanged",
     "partition.split_piece_made",
     "partition.split_prepared",
     "partition.split_half_copied",
@@ -83,13 +90,6 @@ FAILPOINTS: Final = (
     "partition.split_exchanged",
     "partition.split_recorded",
     "partition.split_settled",
-    "migrate.before_commit",
-    "migrate.shard_upgraded",
-    "migrate.catalog_written",
-)
-
-#: Those that an operation passes.
-OF_OPERATIONS: Final = tuple(name for name in FAILPOINTS if not name.startswith(("partition.", "migrate.", "tx.")))
     "tx.registered",
     "tx.half_prepared",
     "tx.prepared",
@@ -98,6 +98,13 @@ OF_OPERATIONS: Final = tuple(name for name in FAILPOINTS if not name.startswith(
     "tx.rolled_back",
     "tx.recovering",
     "tx.half_recovered",
+    "migrate.before_commit",
+    "migrate.shard_upgraded",
+    "migrate.catalog_written",
+)
+
+#: Those that an operation passes.
+OF_OPERATIONS: Final = tuple(name for name in FAILPOINTS if not name.startswith(("partition.", "migrate.", "tx.")))
 
 ACTIONS: Final = ("crash", "pause", "error")
 

@@ -48,7 +48,11 @@ class Wanted:
 
 
 def adopt(
-    catalog: psycopg.Connection, wanted: Sequence[Wanted], *, judge: Judge | None = None
+    catalog: psycopg.Connection,
+    wanted: Sequence[Wanted],
+    *,
+    judge: Judge | None = None,
+    recording: Callable[[Sequence[RegisteredTable]], None] = lambda tables: None,
 ) -> list[RegisteredTable]:
     """Register tables: make them where they are missing, guard them, check their rows, write them into the catalog.
 
@@ -59,6 +63,7 @@ def adopt(
         catalog: connection to the catalog.
         wanted: the tables; each exists on one shard at least.
         judge: refuses a policy that does not go with its column; time partitions know, and are not known here.
+        recording: called in the transaction that writes the tables into the catalog, which fails with it.
 
     Returns:
         The tables as registered, in the order given.
@@ -96,6 +101,7 @@ def adopt(
         with catalog.transaction():
             for table in planned:
                 tables.record(catalog, table)
+            recording(planned)
         return planned
 
 

@@ -26,6 +26,7 @@ from shardwright.partition.site import PATIENCE
 VERBS: dict[str, str] = {
     "restore": "Bring archived windows back: loaded, compared with their archives, attached again.",
     "archives": "List the windows of a table that were archived.",
+    "adopt": "Take over partitions that were made by hand, by pg_partman or by pg-partsmith, by their bounds.",
     "convert": "Make an ordinary table partitioned on every shard, without copying.",
     "split": "Cut a fat partition into windows while its rows are read and written.",
 }

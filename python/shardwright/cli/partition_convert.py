@@ -128,7 +128,7 @@ def _declaration(
     if declared is not None:
         if by is not None or every is not None:
             raise errors.BadOption("--declared says it all", fix="leave out --by and --every")
-        return _declared(schema, name, declared)
+        return declared_in(schema, name, declared)
     if by is None and every is None:
         return Declaration("local")
     if by is None or every is None:
@@ -136,7 +136,17 @@ def _declaration(
     return Declaration("local", policy=Policy(by, every, keep, ahead, holds, zone))
 
 
-def _declared(schema: str, name: str, declared: str) -> Declaration:
+def declared_in(schema: str, name: str, declared: str) -> Declaration:
+    """What a file or model declares of a table.
+
+    Args:
+        schema: its schema.
+        name: its name.
+        declared: MODULE:NAME or a TOML file.
+
+    Raises:
+        BadDeclaration: it declares nothing of that table.
+    """
     from shardwright.cli.table import read_declared
 
     found = read_declared(declared)

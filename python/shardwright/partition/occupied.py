@@ -45,6 +45,17 @@ def windows(site: PartitionSite, partition: str) -> list[Window]:
     return _by_scan(site, partition)
 
 
+def extent(site: PartitionSite, partition: str) -> tuple[int, int] | None:
+    """Positions of the first and the last row of a partition; None where it has none.
+
+    Args:
+        site: the table and shard.
+        partition: its name.
+    """
+    least, most = _end(site, partition, "ASC"), _end(site, partition, "DESC")
+    return None if least is None or most is None else (position(site, least), position(site, most))
+
+
 def _has_index(connection: psycopg.Connection, site: PartitionSite, partition: str) -> bool:
     row = connection.execute(
         "SELECT FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace "

@@ -85,12 +85,16 @@ def first_windows(
         return None
     report = tick(catalog_dsn, [(table.schema_name, table.table_name) for table in mine], on_progress=on_progress)
     if any(table.kind == "reference" for table in mine):
-        _resume_references(catalog)
+        resume_references(catalog)
     return report
 
 
-def _resume_references(catalog: psycopg.Connection) -> None:
-    """Streams of reference tables stopped where a copy had no window for a row yet."""
+def resume_references(catalog: psycopg.Connection) -> None:
+    """Let the streams of reference tables go on, which stopped where a copy had no window for a row yet.
+
+    Args:
+        catalog: connection to the catalog.
+    """
     with ExitStack() as stack:
         sites = open_sites(stack, roster.list_shards(catalog))
         adoption.connect_references(roster.cluster_id(catalog), sites, list_tables(catalog))

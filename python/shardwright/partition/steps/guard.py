@@ -46,11 +46,11 @@ def run(site: PartitionSite, step: Step) -> None:
 
     def give_way() -> None:
         connection = site.connection
-        _lock(site, step.name, nowait=time.monotonic() < considerate_until)
+        lock_all(site, step.name, nowait=time.monotonic() < considerate_until)
         if guard.attached:
             connection.execute(sql.SQL("ALTER TABLE {} DETACH PARTITION {}").format(site.parent, site.leaf(step.name)))
         failpoints.reach("partition.guard_detached")
-        _move_rows(site, step.name, windows)
+        move_rows(site, step.name, windows)
         for one in (*windows, step.partition):
             leaves.attach(site, one)
             site.mark(one, "attached")
@@ -60,8 +60,14 @@ def run(site: PartitionSite, step: Step) -> None:
     failpoints.reach("partition.guard_settled")
 
 
-def _lock(site: PartitionSite, guard: str, *, nowait: bool) -> None:
-    """All that the transaction will lock, at once: the parent first, as everybody else takes it first."""
+def lock_all(site: PartitionSite, leaf: str, *, nowait: bool) -> None:
+    """All that a transaction locks that detaches a partition and attaches others, at once: the parent first, as everybody does.
+
+    Args:
+        site: the table and shard.
+        leaf: the partition that is detached.
+        nowait: give up at once where somebody has a lock.
+    """
     others = site.connection.execute(
         "SELECT DISTINCT n.nspname, c.relname FROM pg_constraint f "
         "JOIN pg_class c ON c.oid IN (f.conrelid, f.confrelid) AND c.oid <> %(parent)s::regclass "
@@ -71,7 +77,7 @@ def _lock(site: PartitionSite, guard: str, *, nowait: bool) -> None:
         "ORDER BY n.nspname, c.relname",
         {"parent": site.parent.as_string(site.connection)},
     ).fetchall()
-    names = [site.parent, site.leaf(guard), *(sql.Identifier(*other) for other in others)]
+    names = [site.parent, site.leaf(leaf), *(sql.Identifier(*other) for other in others)]
     site.connection.execute(
         sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE{}").format(
             sql.SQL(", ").join(sql.SQL("ONLY {}").format(name) for name in names), sql.SQL(" NOWAIT" if nowait else "")
@@ -90,9 +96,18 @@ def _ours(site: PartitionSite, name: str) -> leaves.Standing:
     return standing
 
 
-def _move_rows(site: PartitionSite, guard: str, windows: Sequence[Partition]) -> None:
-    """Move the rows of windows out of a guard that is detached at this moment."""
-    name = site.leaf(guard)
+def move_rows(site: PartitionSite, source: str, windows: Sequence[Partition]) -> None:
+    """Move the rows of windows out of a guard, or a DEFAULT partition, that is detached at this moment.
+
+    Args:
+        site: the table and shard.
+        source: whose rows; locked.
+        windows: tables that are not attached yet.
+
+    Raises:
+        UnfitTable: it has more than `MOST_MOVED` rows.
+    """
+    name = site.leaf(source)
     row = site.connection.execute(
         sql.SQL("SELECT count(*) FROM (SELECT FROM ONLY {} LIMIT {}) AS found").format(
             name, sql.Literal(MOST_MOVED + 1)
@@ -103,9 +118,9 @@ def _move_rows(site: PartitionSite, guard: str, windows: Sequence[Partition]) ->
         return
     if row[0] > MOST_MOVED:
         raise errors.UnfitTable(
-            f"the guard {guard} of {site.table.name} on shard {site.shard.name} has more than {MOST_MOVED} rows: too many "
-            "to move while the table is locked",
-            fix=f"delete or correct them; they are in table {site.schema}.{guard}",
+            f"{source} of {site.table.name} on shard {site.shard.name} has more than {MOST_MOVED} rows: too many to move "
+            "while the table is locked",
+            fix=f"delete or correct them; they are in table {site.schema}.{source}",
             table=site.table.name,
         )
     columns = sql.SQL(", ").join(map(sql.Identifier, site.table.layout.copied_columns))

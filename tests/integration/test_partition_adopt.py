@@ -1,0 +1,89 @@
+"""Partitions made by hand come under our care by their bounds: no row, name or oid changes; or every reason is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import pytest
+
+from fix_catalog import Found
+from fix_handmade import HISTORY, MONTHLY, NOW, PARENT, adopted, attached, listed, run
+from shardwright import errors
+from shardwright.catalog import forgetting, tables
+from shardwright.partition import adopt
+from shardwright.partition.status import status
+from shardwright.partition.tick import tick
+from shardwright.partition.wishes import Wish
+from shardwright.routing.policy import Policy
+from shardwright.routing.tables import Declaration
+
+
+def test_an_irregular_history_on_two_shards(found: Callable[..., Found]) -> None:
+    cluster = found(2)
+    for name in ("s1", "s2"):
+        run(cluster, name, PARENT, "CREATE INDEX by_time ON events (at)", *(HISTORY if name == "s1" else HISTORY[:-2]))
+        run(
+            cluster, name,
+            "INSERT INTO events (user_id, at) SELECT g, timestamptz '2026-01-01 00:00+00' + g * interval '1 day' "
+            "FROM generate_series(0, 200) g",
+        )  # fmt: skip
+    before = {name: attached(cluster, name) for name in ("s1", "s2")}
+    planned = adopt.plan(cluster.dsns.catalog, "public", "events", MONTHLY, now=NOW)
+    assert planned.fingerprint == adopt.plan(cluster.dsns.catalog, "public", "events", MONTHLY, now=NOW).fingerprint
+    assert tables.list_tables(cluster.catalog) == []
+    assert planned.shards["s2"].lacks == ("october", "november")
+    with pytest.raises(errors.PlanStale):
+        adopted(cluster, fingerprint="0" * 16)
+    done = adopted(cluster, fingerprint=planned.fingerprint)
+    assert [one.taken for one in done.shards] == [8, 6]
+    for name in ("s1", "s2"):
+        after = attached(cluster, name)
+        for leaf_name, seen in before[name].items():
+            assert after[leaf_name][:3] == seen[:3]
+        assert all(one[4:6] == ("attached", True) for one in after.values())
+        assert set(after) == set(listed(cluster))
+        assert cluster.ask(name, "SELECT count(*) FROM events") == 201
+        # the hole of August and what is ahead were made, and guards
+        assert {"events_p2026_08", "events_p2026_12", "events_p2027_01", "events_p_before", "events_p_after"} <= set(
+            after
+        )
+    assert listed(cluster)["fat"][2] == "whole"
+    assert listed(cluster)["week 1"][2] == "window"
+    found_status = status(cluster.dsns.catalog, now=NOW)
+    assert found_status.exit_code == 0, found_status.to_json()
+    assert {cell for one in found_status.tables[0].windows for cell in one.shards.values()} == {"present"}
+    with pytest.raises(errors.BadOption, match="ours already"):
+        adopted(cluster)
+
+
+def test_retention_goes_by_the_upper_bound(found: Callable[..., Found]) -> None:
+    cluster = found(1)
+    run(cluster, "s1", PARENT, *HISTORY)
+    wish = Wish(declared=Declaration("local", policy=Policy("at", "1 month", keep="5 months", ahead=1, grace=None)))
+    planned = adopt.plan(cluster.dsns.catalog, "public", "events", wish, now=NOW)
+    assert planned.over == ("fat", "week 1", "week_2")
+    adopted(cluster, wish)
+    assert {name for name, one in listed(cluster).items() if one[3] == "retired"} == {"fat", "week 1", "week_2"}
+    assert "rest_of_june" in attached(cluster, "s1")
+    assert tick(cluster.dsns.catalog, now=NOW).exit_code == 0
+    gone = cluster.ask("s1", "SELECT count(*) FROM pg_class WHERE relname IN ('fat', 'week 1', 'week_2')")
+    assert gone == 0
+    december = datetime(2026, 12, 1, tzinfo=UTC)
+    assert tick(cluster.dsns.catalog, now=december).exit_code == 0
+    assert "rest_of_june" not in attached(cluster, "s1")
+    assert "july" in attached(cluster, "s1")
+
+
+def test_forgetting_leaves_plain_partitions(found: Callable[..., Found]) -> None:
+    cluster = found(1)
+    run(cluster, "s1", PARENT, *HISTORY, "INSERT INTO events (user_id, at) VALUES (1, '2026-06-03')")
+    adopted(cluster)
+    names = set(attached(cluster, "s1"))
+    forgetting.forget(cluster.catalog, [("public", "events")])
+    after = attached(cluster, "s1")
+    assert set(after) == names
+    assert all(one[3] is None for one in after.values())
+    assert cluster.ask("s1", "SELECT count(*) FROM events") == 1
+    adopted(cluster)
+    assert set(attached(cluster, "s1")) == names
