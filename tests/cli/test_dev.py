@@ -90,6 +90,13 @@ def test_up_status_down(cli: Cli, place: Path, pg_bin: list[str], postgres: Post
     assert cli("dev", "up", "--dir", place, "--json").ok().json == up
     with psycopg.connect(up["shards"]["s2"]) as shard:
         assert shard.execute("SELECT one FROM kept").fetchone() == (1,)
+
+    more = cli("dev", "add-shard", "--dir", place, "--json").ok().json
+    assert (more["server"], more["catalog"]) == ("s3", up["catalog"])
+    assert more["next_steps"][0] == f"shardwright shard add s3 {more['dsn']}"
+    cli("shard", "add", "s3", more["dsn"], "--catalog", up["catalog"]).ok()
+    assert list(cli("dev", "up", "--dir", place, "--json").ok().json["shards"]) == ["s1", "s2", "s3"]
+
     cli("dev", "down", "--dir", place, "--purge").ok()
     assert not place.exists()
     assert servers_of(place) == []

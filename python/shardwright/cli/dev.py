@@ -62,6 +62,24 @@ def up(
     return _up(cluster)
 
 
+@app.command(name="add-shard")
+def add_shard(*, directory: Directory = HERE, common: Common = DEFAULTS) -> Answer:
+    """Start one more server in a local cluster: an empty database, which is no shard of the catalog yet.
+
+    Args:
+        directory: where the cluster lives.
+    """
+    cluster = LocalCluster.open(directory, claim=True)
+    cluster.start()
+    name, server = cluster.add_shard()
+    cluster.detach()
+    return Answer(
+        {"catalog": cluster.catalog.dsn(), "server": name, "dsn": server.dsn()},
+        [Table(("server", "dsn"), [(name, server.dsn())])],
+        next_steps=[f"shardwright shard add {name} {server.dsn()}", f"shardwright reshard plan --add {name}"],
+    )
+
+
 @app.command
 def status(*, directory: Directory = HERE, common: Common = DEFAULTS) -> Answer:
     """Show which servers of a local cluster run."""
