@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,24 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from fix_servers import Postgres
+from fix_servers import POSTGRESES, Postgres
 from fix_sessions import User, until
 from shardwright import Cluster, engines, errors
-from shardwright.catalog import models
+from shardwright.catalog import models, roster
 from shardwright.servers import Server
 from shardwright.testing.clusters import make_ready
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        pytest.param(one, id=one.name, marks=() if one is POSTGRESES[0] else pytest.mark.slow) for one in POSTGRESES
+    ],
+)
+def postgres(request: pytest.FixtureRequest) -> Postgres:
+    """Two servers a test: the older PostgreSQLs are for `make test-all`."""
+    found: Postgres = request.param
+    return found
 
 
 @dataclass
@@ -29,7 +41,6 @@ class Pair:
     primary: Server
     standby: Server
     stack: ExitStack
-    refused: list[Exception] = field(default_factory=list)
 
     def connect(self, **options: Any) -> Cluster:
         options = {"refresh": "listen", "poll_seconds": 0.2, "application": "test"} | options
@@ -55,10 +66,7 @@ class Pair:
 
 
 @pytest.fixture
-def pair(
-    postgres: Postgres, request: pytest.FixtureRequest, server_factory: Callable[..., Server],
-    make_database: Callable[..., str], workdir: Path,
-) -> Iterator[Pair]:  # fmt: skip
+def pair(server_factory: Callable[..., Server], make_database: Callable[..., str], workdir: Path) -> Iterator[Pair]:
     primary = server_factory()
     dsn, catalog = primary.create_database("shard"), make_database("catalog")
     make_ready(catalog, {"s1": dsn})
@@ -112,9 +120,7 @@ def test_it_is_found_and_the_old_primary_is_left_for_good(pair: Pair) -> None:
         put(pair.connect(refresh="never"), 9)
     # Nor do operators work on it.
     with engines.connect_catalog(pair.catalog) as catalog, pytest.raises(errors.NotPrimary, match="timeline 1"):
-        from shardwright.catalog.roster import get_shard
-
-        engines.connect_shard(get_shard(catalog, "s1"))
+        engines.connect_shard(roster.get_shard(catalog, "s1"))
     assert pair.on(pair.primary, "SELECT count(*) FROM users") == 1
 
 
