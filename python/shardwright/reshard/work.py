@@ -8,10 +8,16 @@ from collections.abc import Callable
 import psycopg
 
 from shardwright import engines, errors
-from shardwright.catalog import operations
+from shardwright.catalog import decisions, operations, recovery
 from shardwright.catalog.operations import Operation
 from shardwright.reshard import runner
 from shardwright.reshard.phases import Goal, Phase, next_event
+
+#: Seconds between two looks for transactions that sessions left.
+RECOVER_SECONDS = 10.0
+
+#: Seconds after which a transaction is taken for abandoned.
+ABANDONED_SECONDS = 30.0
 
 
 def work(
@@ -23,6 +29,8 @@ def work(
     on_progress: Callable[[], None] = lambda: None,
 ) -> errors.ShardwrightError | None:
     """A worker's loop: takes whatever live operation is not at its goal and not leased, and drives it.
+
+    Between two operations it ends transactions on several shards that their sessions left, as `tx recover` does.
 
     Args:
         catalog_dsn: where the catalog is.
@@ -40,8 +48,12 @@ def work(
     """
     given_up: dict[int, tuple[str, str]] = {}
     failed: errors.ShardwrightError | None = None
+    recovers_at = 0.0
     while True:
         on_progress()
+        if time.monotonic() >= recovers_at:
+            _recover(catalog_dsn, on_event)
+            recovers_at = time.monotonic() + RECOVER_SECONDS
         busy = False
         for operation in _waiting(catalog_dsn, once, on_event):
             # a failed operation waits for its operator, who sets a goal or resumes it
@@ -69,6 +81,23 @@ def work(
             if once:
                 return failed
             time.sleep(poll)
+
+
+def _recover(catalog_dsn: str, on_event: Callable[[str], None]) -> None:
+    """End what sessions left that died while they committed on several shards."""
+    try:
+        with engines.connect_catalog(catalog_dsn, "shardwright worker") as catalog:
+            if not decisions.unsettled(catalog, ABANDONED_SECONDS):
+                return
+            ended, unreachable = recovery.recover(catalog, older_than=ABANDONED_SECONDS)
+    except (errors.PreconditionError, psycopg.Error) as error:
+        on_event(f"transactions on several shards: {engines.redact(' '.join(str(error).split()))}")
+        return
+    for one in ended:
+        where = f"ended on {', '.join(one.ended_on)}" if one.ended_on else "nothing was left to end"
+        on_event(f"transaction {one.id}: {one.outcome}, {where}")
+    for shard, why in unreachable.items():
+        on_event(f"transactions on several shards: shard {shard} was not asked: {why}")
 
 
 def _waiting(catalog_dsn: str, once: bool, on_event: Callable[[str], None]) -> list[Operation]:
