@@ -1,6 +1,7 @@
 # Needed: Python 3.11 or newer, make, a C compiler, cargo. Everything else goes into .venv.
 #
 #   make demo      the main job on real servers        make test      the tests
+#   make demo-partitions   time partitions: made, kept, converted, split, moved
 #   make example   examples/platform on three shards
 #   make check     all that CI runs                    make bench     the benchmarks
 #   make test-all  the slow tests too                  make wheel     an abi3 wheel, tried without cargo
@@ -23,13 +24,16 @@ SOURCES := pyproject.toml $(wildcard Cargo.*) $(shell find rust migrations -type
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo example test test-all test-oldest check gates bench wheel mutants docs fmt clean
+.PHONY: help demo demo-partitions example test test-all test-oldest check gates bench wheel mutants docs fmt clean
 
 help:
 	@sed -n '/^#  /s/^#//p' Makefile
 
 demo: $(VENV)/.made-demo
 	$(BIN)/shardwright demo
+
+demo-partitions: $(VENV)/.made-demo
+	$(BIN)/shardwright demo partitions
 
 example: $(VENV)/.made-demo
 	$(BIN)/python examples/platform/run.py

@@ -45,6 +45,9 @@ def partitions(
         days: so many days go by one by one, whatever time that takes.
         flights: takes about so many flights of the data set instead of all.
     """
+    for name, value, least in (("seconds", seconds, 1), ("days", days, 1), ("flights", flights, 10_000)):
+        if value is not None and value < least:
+            raise errors.BadOption(f"--{name} {value}: {least} or more", fix=f"leave --{name} out")
     try:
         from shardwright.demo.partitions.run import Options, run
         from shardwright.partition import archive
@@ -53,9 +56,6 @@ def partitions(
             f"the demo needs the package {error.name}", fix="pip install 'shardwright[demo]'"
         ) from error
     archive.parquet_module()
-    for name, value, least in (("seconds", seconds, 1), ("days", days, 1), ("flights", flights, 10_000)):
-        if value is not None and value < least:
-            raise errors.BadOption(f"--{name} {value}: {least} or more", fix=f"leave --{name} out")
     options = Options(pg_bin=pg_bin, seed=seed, keep=keep, seconds=seconds, days=days, flights=flights)
     with Interrupts() as interrupts, audience(common.output, interrupts.check) as listener:
         made = run(options, listener)

@@ -42,7 +42,6 @@ class Days:
         catalog_dsn: str,
         first: datetime,
         grace: timedelta,
-        tally: Tally | None = None,
         *,
         seed: int = 1,
         on_progress: Callable[[], None] = lambda: None,
@@ -54,11 +53,10 @@ class Days:
             catalog_dsn: its address.
             first: the simulated moment of the first tick, a midnight in UTC.
             grace: of the tables' policies.
-            tally: gets what goes wrong; one of its own unless given.
             seed: of what is left to chance.
             on_progress: called often; it may raise to stop the work.
         """
-        self.tally = tally or Tally()
+        self.tally = Tally()
         self.now = self.first = first
         self.days = self.ticked = 0
         self._grace = grace
@@ -182,6 +180,16 @@ class Days:
 
     def _see(self, shard: str) -> dict[str, Seen]:
         return reading.see(self._connections[shard], PROMISES, self._users[shard])
+
+    def brought_back(self, table: str, name: str) -> None:
+        """A partition that was seen attached once, and has gone since, is to be there again.
+
+        Args:
+            table: its table.
+            name: of the partition.
+        """
+        for shard in self._connections:
+            self._judges[table, shard].brought_back(self._named[table, name])
 
     def vandalise(self, shard: str, statement: str) -> None:
         """Do what nobody should, to see that it is found out.

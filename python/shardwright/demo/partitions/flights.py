@@ -123,7 +123,7 @@ class Flights:
         audience: Audience,
         *,
         seed: int = 1,
-        rate: float = 60.0,
+        rate: float = 30.0,
     ) -> None:
         """The cluster is there; the table is not yet.
 
@@ -271,14 +271,16 @@ class Flights:
 
     # ------------------------------------------------------------ what became of it
 
-    def compare(self, records: Records, tally: Tally) -> audit.Originals:
+    def compare(self, records: Records) -> tuple[audit.Originals, Tally]:
         """Compare every row of every shard with the data set and what the writers know, and look where it lies.
 
         Args:
             records: of the clients.
-            tally: gets partitions that are missing, and rows in others than their month's.
+
+        Returns:
+            How rows fared, and what is wrong with the partitions that they lie in.
         """
-        found = audit.Originals()
+        found, tally = audit.Originals(), Tally()
         with contextlib.ExitStack() as stack:
             connections = {
                 shard.name: stack.enter_context(engines.connect_shard(shard, "shardwright demo check"))
@@ -288,7 +290,7 @@ class Flights:
             audit.compare_sharded(wanted, connections, maps.load_map(self._catalog), models.PLANES, found)
             for shard, connection in connections.items():
                 _look(connection, shard, tally)
-        return found
+        return found, tally
 
 
 def _look(connection: psycopg.Connection[Any], shard: str, tally: Tally) -> None:

@@ -49,6 +49,18 @@ class Tally:
         if len(self.evidence) < 20:
             self.evidence.append(text)
 
+    def __add__(self, other: Tally) -> Tally:
+        """Both together."""
+        made = Tally(
+            self.windows_wrong + other.windows_wrong,
+            self.rows_lost + other.rows_lost,
+            self.dropped_early + other.dropped_early,
+            self.dropped_late + other.dropped_late,
+        )
+        for text in (*self.evidence, *other.evidence):
+            made.say(text)
+        return made
+
     @property
     def clean(self) -> bool:
         """Whether nothing went wrong."""
@@ -77,12 +89,18 @@ class Judge:
         self.rows: Counter[Window] = Counter()
         #: The partition of each window that was ever seen.
         self.names: dict[Window, str] = {}
+        #: Windows that were brought back from their archives: they are to be there.
+        self._back: set[Window] = set()
         #: When each of those that are over was first not seen in the table: its grace begins.
         self._left: dict[Window, datetime] = {}
 
     def wrote(self, moment: datetime, rows: int = 1) -> None:
         """Rows were acknowledged."""
         self.rows[self._promise.at(moment)] += rows
+
+    def brought_back(self, window: Window) -> None:
+        """A window that was over is to be there again, with all its rows."""
+        self._back.add(window)
 
     def look(self, now: datetime, seen: Seen) -> None:
         """Compare what is there with what is promised.
@@ -92,7 +110,7 @@ class Judge:
             seen: what is there.
         """
         where = f"{self._promise.table} on {self._shard} at {now:%Y-%m-%d %H:%M:%S.%f}"
-        promised = set(self._promise.windows(self._first, now))
+        promised = set(self._promise.windows(self._first, now)) | self._back
         for window in sorted(promised - seen.windows.keys()):
             if window in self.names:
                 self._tally.dropped_early += 1
@@ -121,8 +139,8 @@ class Judge:
     def _look_into(self, window: Window, leaf: Leaf, where: str) -> None:
         self.names[window] = leaf.name
         if leaf.rows < self.rows[window]:
-            self._lost(window, self.rows[window] - leaf.rows)
             self._tally.say(f"{where}: {leaf.name} has {leaf.rows} rows of {self.rows[window]}")
+            self._lost(window, self.rows[window] - leaf.rows)
         outside = (leaf.least is not None and leaf.least < window.lower) or (
             leaf.greatest is not None and leaf.greatest >= window.upper
         )
@@ -133,7 +151,7 @@ class Judge:
     def _look_beside(self, now: datetime, seen: Seen, where: str) -> None:
         """What is over stays beside the table for the grace, to the microsecond, and then goes."""
         for window, name in list(self.names.items()):
-            if now < self._promise.over(window):
+            if now < self._promise.over(window) or window in self._back:
                 continue
             ends = self._left.setdefault(window, now) + self._grace
             gone = name not in seen.tables

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shardwright.demo.audit import Originals
+from shardwright.demo.partitions.days import Days
 from shardwright.demo.partitions.flights import Flights, during, longest
 from shardwright.demo.partitions.judging import Tally
+from shardwright.demo.partitions.restoring import Compared
 from shardwright.demo.partitions.traffic import Records
 
 
@@ -144,18 +146,6 @@ class Result:
         }
 
 
-@dataclass(frozen=True)
-class Simulated:
-    """What became of the simulated days."""
-
-    days: int
-    until: str
-    rows: int
-    archived: int
-    restored_rows: int
-    restored_equal: bool
-
-
 def result(
     *,
     postgres: str,
@@ -163,7 +153,9 @@ def result(
     flights: Flights,
     records: Records,
     originals: Originals,
-    simulated: Simulated,
+    days: Days,
+    archived: int,
+    restored: Compared,
     tally: Tally,
     leftovers: Sequence[str],
     seconds: float,
@@ -176,7 +168,9 @@ def result(
         flights: the table of flights, when all was done to it.
         records: of its clients.
         originals: how its rows fared.
-        simulated: what became of the days.
+        days: that were simulated.
+        archived: windows that were.
+        restored: one of them that was brought back.
         tally: what was found wrong about windows and their rows.
         leftovers: what stayed behind.
         seconds: since the start of the demo.
@@ -194,18 +188,18 @@ def result(
     return Result(
         postgres=postgres,
         shards=shards,
-        days_simulated=simulated.days,
-        simulated_until=simulated.until,
-        rows_arrived=simulated.rows,
+        days_simulated=days.ticked,
+        simulated_until=f"{days.now:%Y-%m-%d}",
+        rows_arrived=days.arrived,
         windows_wrong=tally.windows_wrong,
         rows_lost=tally.rows_lost + originals.missing,
         rows_doubled=originals.surplus,
         rows_misplaced=originals.misplaced,
         dropped_early=tally.dropped_early,
         dropped_late=tally.dropped_late,
-        archived_windows=simulated.archived,
-        restored_rows=simulated.restored_rows,
-        restored_equal=simulated.restored_equal,
+        archived_windows=archived,
+        restored_rows=restored.rows,
+        restored_equal=restored.equal,
         flights=len(flights.rows.lines),
         split_rows=sum(one.rows for one in flights.cut.shards),
         copied_per_s=round(sum(rates) / len(rates)) if rates else 0,

@@ -17,8 +17,8 @@ from shardwright.partition import restore
 
 
 @dataclass(frozen=True)
-class Restored:
-    """What became of one window."""
+class Compared:
+    """A window that was brought back, beside what was acknowledged."""
 
     name: str
     rows: int
@@ -41,18 +41,19 @@ def bring_back(
     catalog_dsn: str,
     days: Days,
     promise: Promise,
-    tally: Tally,
     on_progress: Callable[[], None] = lambda: None,
-) -> Restored:
-    """Restore the first archived window of a table on all shards, and compare.
+) -> str:
+    """Restore the first archived window of a table on all shards.
 
     Args:
         catalog: connection to the catalog.
         catalog_dsn: its address.
         days: that wrote the rows.
         promise: of the table.
-        tally: gets the evidence of what differs.
         on_progress: called between steps; it may raise to stop the work.
+
+    Returns:
+        The window's name.
 
     Raises:
         InvariantFailed: nothing was archived, or the window is there still.
@@ -61,21 +62,33 @@ def bring_back(
     if not listed:
         raise errors.InvariantFailed(f"no window of {promise.table} was archived")
     name = listed[0].name
-    before = days.found(promise.table, name)
-    if any(rows is not None for rows in before.values()):
+    if any(rows is not None for rows in days.found(promise.table, name).values()):
         raise errors.InvariantFailed(f"{name} is archived and not gone")
     restore.restore(catalog_dsn, "public", promise.table, [name], now=days.now, on_progress=on_progress)
+    days.brought_back(promise.table, name)
+    return name
+
+
+def compare(days: Days, promise: Promise, name: str, tally: Tally) -> Compared:
+    """Compare what was brought back with what was acknowledged, row by row on every shard.
+
+    Args:
+        days: that wrote the rows.
+        promise: of the table.
+        name: of the window.
+        tally: gets the evidence of what differs.
+    """
     equal, rows = True, 0
     for shard, there in days.found(promise.table, name).items():
-        wanted = days.acknowledged(promise.table, shard, name)
-        rows += len(there or ())
-        if there is None or there != wanted:
+        wanted, found = days.acknowledged(promise.table, shard, name), there or set()
+        rows += len(found)
+        if there is None or found != wanted:
             equal = False
-            lacking, strange = len(wanted - (there or set())), len((there or set()) - wanted)
             tally.say(
-                f"{name} restored on {shard}: {lacking} rows are missing, {strange} are not those that were written"
+                f"{name} restored on {shard}: {len(wanted - found)} rows are missing, "
+                f"{len(found - wanted)} are not those that were written"
             )
-    return Restored(name, rows, equal)
+    return Compared(name, rows, equal)
 
 
 def _archived(catalog: psycopg.Connection[Any], promise: Promise) -> list[archives.ArchiveRow]:
