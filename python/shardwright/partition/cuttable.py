@@ -22,7 +22,7 @@ def reasons(site: PartitionSite, fat: Partition) -> list[tuple[str, str]]:
     if standing is None or not standing.attached or standing.pending:
         return [(f"has no attached partition {fat.name}", "shardwright partition status")]
     if not standing.marked:
-        return [(f"has a partition {fat.name} without our mark", f"ALTER TABLE {table} DETACH PARTITION {fat.name}")]
+        return [(f"has a partition {fat.name} without our mark", f"shardwright partition adopt {table}")]
     found: list[tuple[str, str]] = []
     if leaves.bounds_of(site, standing) != fat.span:
         found.append(

@@ -118,7 +118,7 @@ def _fits(work: _Work) -> bool:
         work.say(
             "default-partition",
             f"{default.name} is a DEFAULT partition: it would be locked and read through at each new window",
-            f"move its rows away and detach it: ALTER TABLE {name} DETACH PARTITION {default.name}",
+            f"shardwright partition adopt {name}, which puts windows and guards in its place",
             leaf=default.name,
         )
     else:
@@ -244,7 +244,7 @@ def _unknown(work: _Work, leaves: dict[str, Leaf]) -> None:
                 work.say(
                     "extra",
                     f"{leaf.name} carries our mark, and the catalog does not list it",
-                    _take_out(work, leaf.name),
+                    f"shardwright partition adopt {work.table.full_name}, which lists it",
                     leaf=leaf.name,
                 )
             else:
@@ -269,7 +269,7 @@ def _say_unmarked(work: _Work, leaf: Leaf) -> None:
     work.say(
         "unmarked-leaf",
         f"{leaf.name} is a partition without our mark: it is never detached or dropped",
-        "leave it, or " + _take_out(work, leaf.name),
+        f"shardwright partition adopt {work.table.full_name}",
         leaf=leaf.name,
     )
 
