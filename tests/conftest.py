@@ -15,6 +15,7 @@ pytest_plugins = [
     "fix_seed",
     "fix_resharding",
     "fix_chaos",
+    "fix_drivers",
     "fix_sessions",
     "fix_blog",
     "fix_desk",

@@ -6,6 +6,7 @@ Fixtures:
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime
 import threading
@@ -22,7 +23,10 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.util import await_only, greenlet_spawn
+from sqlalchemy.util.concurrency import in_greenlet
 
+import fix_drivers
 from fix_servers import Dsns
 from shardwright import engines, reference, sharded_by
 from shardwright.catalog import maps, models
@@ -30,6 +34,7 @@ from shardwright.routing.multirange import Multirange
 from shardwright.routing.shard_map import ShardMap
 from shardwright.routing.tables import global_on
 from shardwright.session import Cluster
+from shardwright.session.pools import Driver
 from shardwright.testing.clusters import make_ready
 
 
@@ -95,11 +100,14 @@ class Shop:
 
     dsns: Dsns
     stack: ExitStack
+    driver: Driver = "psycopg"
+    clusters: list[Cluster] = field(default_factory=list)
     _open: dict[str, psycopg.Connection[Any]] = field(default_factory=dict)
 
     def connect(self, **options: Any) -> Cluster:
         options = {"refresh": "never", "application": "test"} | options
-        return self.stack.enter_context(Cluster.connect(self.dsns.catalog, **options))
+        self.clusters.append(self.stack.enter_context(fix_drivers.connect(self.driver, self.dsns.catalog, **options)))
+        return self.clusters[-1]
 
     @property
     def catalog(self) -> psycopg.Connection[Any]:
@@ -251,9 +259,9 @@ class Shop:
 
 
 @pytest.fixture
-def shop(cluster_dsns: Callable[..., Dsns]) -> Iterator[Shop]:
+def shop(cluster_dsns: Callable[..., Dsns], driver: Driver) -> Iterator[Shop]:
     with ExitStack() as stack:
-        made = Shop(cluster_dsns(2), stack)
+        made = Shop(cluster_dsns(2), stack, driver)
         make_ready(made.dsns.catalog, made.dsns.shards)
         models.register(made.catalog, Base.metadata)
         made.split()
@@ -265,12 +273,12 @@ def until(condition: Callable[[], Any], what: str) -> None:
     deadline = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < deadline, what
-        time.sleep(0.005)
+        await_only(asyncio.sleep(0.005)) if in_greenlet() else time.sleep(0.005)
 
 
 @contextlib.contextmanager
 def in_thread(work: Callable[[], Any]) -> Iterator[dict[str, Any]]:
-    """Run something beside the test; what it returned or raised is in the dict at the end."""
+    """Run something beside the test, as a task where the test is one; what it returned or raised is in the dict at the end."""
     found: dict[str, Any] = {}
 
     def run() -> None:
@@ -279,9 +287,25 @@ def in_thread(work: Callable[[], Any]) -> Iterator[dict[str, Any]]:
         except Exception as error:  # noqa: BLE001 - looked at by the test
             found["error"] = error
 
-    thread = threading.Thread(target=run)
+    thread = _Task(run) if in_greenlet() else threading.Thread(target=run)
     thread.start()
     found["thread"] = thread
     yield found
-    thread.join(30)
+    thread.join(100)
     assert not thread.is_alive()
+
+
+class _Task:
+    """What is used of a thread, as a task."""
+
+    def __init__(self, target: Callable[[], None]) -> None:
+        self._target = target
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(greenlet_spawn(self._target))
+
+    def is_alive(self) -> bool:
+        return not self._task.done()
+
+    def join(self, seconds: float) -> None:
+        await_only(asyncio.wait([self._task], timeout=seconds))

@@ -8,12 +8,14 @@ from shardwright.routing.keys import point, points
 
 if TYPE_CHECKING:
     from shardwright.routing.tables import global_on, local, reference, sharded_by, time_partitioned
+    from shardwright.session.async_session import AsyncShardSession
     from shardwright.session.cluster import Cluster
     from shardwright.session.session import ShardSession
 
 __all__ = [
     "Cluster",
     "ShardSession",
+    "AsyncShardSession",
     "sharded_by",
     "reference",
     "global_on",
@@ -27,6 +29,7 @@ __all__ = [
 _LATER = {
     "Cluster": "shardwright.session.cluster",
     "ShardSession": "shardwright.session.session",
+    "AsyncShardSession": "shardwright.session.async_session",
     "sharded_by": "shardwright.routing.tables",
     "reference": "shardwright.routing.tables",
     "global_on": "shardwright.routing.tables",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import psycopg
@@ -16,7 +16,17 @@ from psycopg import conninfo
 
 from shardwright import errors
 
+
+class Closable(Protocol):
+    """A connection of an event loop."""
+
+    async def close(self) -> None:
+        """Close it."""
+        ...
+
+
 C = TypeVar("C", bound=psycopg.Connection[Any])
+A = TypeVar("A", bound=Closable)
 
 #: Settings of every connection of ours. Text forms must not depend on the server's configuration, RLS must raise
 #: instead of hiding rows, and no server-side timeout may end a guard transaction or a snapshot.
@@ -344,6 +354,41 @@ class ShardDialer:
             except BaseException as error:
                 opened.close()
                 if not isinstance(error, (errors.ShardUnavailable, psycopg.OperationalError)):
+                    raise
+                said.append(error)
+                continue
+            self.served(at)
+            return opened
+        raise self.unavailable(said) from None
+
+    async def open_async(
+        self,
+        connect: Callable[[str], Awaitable[A]],
+        vet: Callable[[A], Awaitable[None]],
+        failures: tuple[type[Exception], ...],
+    ) -> A:
+        """A connection for an event loop.
+
+        Args:
+            connect: opens it, in autocommit mode, by one of `places`.
+            vet: awaited with it; raises ShardUnavailable where it must not be used.
+            failures: what the driver raises where a host does not serve.
+
+        Raises:
+            ShardUnavailable: no host serves.
+        """
+        said: list[Exception] = []
+        for at, place in enumerate(self.places()):
+            try:
+                opened = await connect(place)
+            except failures as error:
+                said.append(error)
+                continue
+            try:
+                await vet(opened)
+            except BaseException as error:
+                await opened.close()
+                if not isinstance(error, Exception) or not isinstance(error, (errors.ShardUnavailable, *failures)):
                     raise
                 said.append(error)
                 continue

@@ -14,6 +14,8 @@ import sqlalchemy as sa
 from fix_sessions import Order, Shop, User
 from shardwright import ShardSession, errors
 
+pytestmark = pytest.mark.every_driver
+
 
 class Wire:
     """A proxy in front of a server, which can lose what is said at COMMIT.

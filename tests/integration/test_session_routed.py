@@ -15,6 +15,8 @@ from sqlalchemy.orm import joinedload, selectinload
 from fix_sessions import Country, Order, Setting, Shop, User, in_thread, until
 from shardwright import ShardSession, errors
 
+pytestmark = pytest.mark.every_driver
+
 LOCKS = (
     "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 1397249860 AND granted "
     "AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND objid = %s"

@@ -17,6 +17,8 @@ from sqlalchemy.orm import Session, aliased, joinedload, selectinload, subqueryl
 from fix_sessions import Base, Country, Order, Reading, Shop, User
 from shardwright import errors
 
+pytestmark = pytest.mark.every_driver
+
 f = sa.func
 users, orders, readings = User.__table__, Order.__table__, Reading.__table__
 other = aliased(User, name="other")

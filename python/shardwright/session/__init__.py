@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from shardwright.session.async_session import AsyncShardSession
 from shardwright.session.cluster import Cluster
 from shardwright.session.session import ShardSession
 
-__all__ = ["Cluster", "ShardSession"]
+__all__ = ["AsyncShardSession", "Cluster", "ShardSession"]

@@ -20,13 +20,15 @@ from shardwright.routing.shard_map import ShardMap
 from shardwright.routing.statement import Planner
 from shardwright.routing.tables import Declaration, declaration_of
 from shardwright.session import outcomes, retries
+from shardwright.session.async_cluster import AsyncCluster
 from shardwright.session.breaker import BreakerOptions
 from shardwright.session.deciding import Decider
 from shardwright.session.instances import MappedKey, mapped_key
 from shardwright.session.loading import Loader
-from shardwright.session.pools import PoolOptions, ShardEngines
+from shardwright.session.pools import Driver, PoolOptions, ShardEngines
 from shardwright.session.refresh import Directory, Mode, Router
 from shardwright.session.session import ShardSession
+from shardwright.session.tasks import InLoop
 from shardwright.session.waiting import InThreads, Waiting
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ _REMEMBERED = 1000
 Sessions = _sessionmaker[ShardSession]
 
 
-class Cluster:
+class Cluster(AsyncCluster):
     """A cluster as an application sees it: sessions on its shards, routed by the current shard map.
 
     Make one a process with `Cluster.connect`, and close it at the end; it is a context manager too. All of it may be
@@ -63,6 +65,7 @@ class Cluster:
         self._threads: ThreadPoolExecutor | None = None
         #: how sessions wait that are used from threads
         self.waiting: Waiting = InThreads(self._executor)
+        self.waiting_in_loop = InLoop(self._executor)
         self._mapped: WeakKeyDictionary[Mapper[Any], MappedKey] = WeakKeyDictionary()
         self._mergings: dict[Any, Merging] = {}
         #: whether a function of the databases is an aggregate, for each name that was asked
@@ -235,16 +238,17 @@ class Cluster:
         """
         return outcomes.find_out(self.waiting, self.decider, self.engine, error, patience)
 
-    def engine(self, shard: str) -> Engine:
+    def engine(self, shard: str, driver: Driver = "psycopg") -> Engine:
         """The SQLAlchemy engine of a shard: for work that is none of the sessions'. It checks nothing.
 
         Args:
             shard: the shard's name.
+            driver: how it is spoken to; see `async_engine` for those of event loops.
 
         Raises:
             UnknownShard: there is none of that name.
         """
-        return self._engines.engine(shard)
+        return self._engines.engine(shard, driver)
 
     def close(self) -> None:
         """Stop the map's thread, and close the connections that are not in use."""

@@ -47,7 +47,7 @@ class Pinned:
         self._route = self._map.route(keyspace, key)
         #: the range that the transaction holds, or that the next one will ask for
         self._held: Range | None = None
-        self._engine = opening.SessionEngine(self._cluster.engine(self._route.shard), self._connect)
+        self._engine = opening.SessionEngine(self._session.engine(self._route.shard), self._connect)
 
     # ------------------------------------------------------------------ connections
 
@@ -74,7 +74,7 @@ class Pinned:
         patience = None
         while True:
             self._follow_map()
-            engine.follow(self._cluster.engine(self._route.shard))
+            engine.follow(self._session.engine(self._route.shard))
             try:
                 connection = engine.checkout(self._options)
                 ranges = (self._route.range_id,) if self._strict else ()

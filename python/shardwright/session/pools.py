@@ -14,9 +14,11 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.util import greenlet_spawn
 
 from shardwright import engines, errors
 from shardwright.catalog.roster import Shard
+from shardwright.session import async_engines
 from shardwright.session.breaker import Breaker, BreakerOptions
 from shardwright.session.health import Deadline, Health
 from shardwright.session.opening import announce_commits, translate_errors
@@ -26,7 +28,9 @@ from shardwright.session.wire import Guarded
 from shardwright.session.wire_psycopg import GuardedConnection
 
 #: How a shard is spoken to; each has pools of its own.
-Driver = Literal["psycopg"]
+Driver = Literal["psycopg", "psycopg_async", "asyncpg"]
+#: What an application calls those that are for event loops.
+AsyncDriver = Literal["psycopg", "asyncpg"]
 
 #: What a new connection is asked, before it may be used: which database is it, and on which timeline?
 WHO = """
@@ -89,7 +93,10 @@ class ShardEngines:
         self._timelines: dict[str, int] = {}
         self._reaper: Reaper | None = None
         #: how the engine of a driver is made for a shard; it vets its new connections by `admit`
-        self._makers: dict[Driver, Callable[[Shard, engines.ShardDialer, Health], Engine]] = {"psycopg": self._psycopg}
+        self._makers: dict[Driver, Callable[[Shard, engines.ShardDialer, Health], Engine]] = {
+            "psycopg": self._psycopg,
+            "psycopg_async": self._psycopg_async,
+        }
 
     def engine(self, shard: str, driver: Driver = "psycopg") -> Engine:
         """The engine of a shard, leading to where the catalog says that the shard is now.
@@ -114,7 +121,16 @@ class ShardEngines:
         if reaper is not None:
             reaper.stop()
         for _, engine in found.values():
-            engine.dispose()
+            async_engines.dispose(engine)
+
+    async def aclose(self) -> None:
+        """Close those of the event loop that are not in use, in its own time."""
+        with self._making:
+            found = {name: engine for name, (_, engine) in self._made.items() if engine.dialect.is_async}
+            for name in found:
+                del self._made[name]
+        for engine in found.values():
+            await greenlet_spawn(engine.dispose)
 
     def admit(self, shard: Shard, answer: tuple[str, int, str]) -> int:
         """Let a new connection in, if it leads to the primary of the database that the catalog knows.
@@ -169,7 +185,7 @@ class ShardEngines:
                     # The same place, read again from the catalog.
                     self._made[shard.name, driver] = (shard, old[1])
                     return old[1]
-                old[1].dispose()
+                async_engines.dispose(old[1])
             dialer = engines.ShardDialer(shard, self.options.application_name, self.options.connect_timeout)
             health = self._healths[shard.name] = (
                 self._healths.get(shard.name) if old is None else None
@@ -246,6 +262,12 @@ class ShardEngines:
             return opened
 
         return engine
+
+    def _psycopg_async(self, shard: Shard, dialer: engines.ShardDialer, health: Health) -> Engine:
+        def admit(answer: tuple[str, int, str]) -> int:
+            return self.admit(shard, answer)
+
+        return async_engines.psycopg_engine(dialer, WHO, admit, health, self.options)
 
     def _refresh(self) -> None:
         self._router.refresh(beyond=self._router.now.map.version)

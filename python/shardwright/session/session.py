@@ -26,7 +26,9 @@ from shardwright.session.scatter import Scatter
 
 if TYPE_CHECKING:
     from shardwright.session.cluster import Cluster
+    from shardwright.session.pools import Driver
     from shardwright.session.retries import Patience
+    from shardwright.session.waiting import Waiting
 
 _NO_KEY: Any = object()
 _O = TypeVar("_O")
@@ -46,6 +48,7 @@ class ShardSession(Session):
         read_only: whether its transactions are READ ONLY.
         cross_shard: "two_phase" lets a session without a key write on several shards in one transaction, which is then
             decided in the catalog; refused unless set.
+        driver: how shards are spoken to; another one than psycopg is an `AsyncShardSession`'s.
         options: arguments of `sqlalchemy.orm.Session`.
 
     Raises:
@@ -66,6 +69,7 @@ class ShardSession(Session):
         isolation_level: str | None = None,
         read_only: bool | None = None,
         cross_shard: str | None = None,
+        driver: Driver = "psycopg",
         **options: Any,
     ) -> None:
         if bind is not None or options.get("binds"):
@@ -89,8 +93,9 @@ class ShardSession(Session):
             begins_with["postgresql_readonly"] = read_only
         super().__init__(None, **options)
         self.cluster = cluster
+        self._driver = driver
         #: how it waits for others
-        self.waiting = cluster.waiting
+        self.waiting: Waiting = cluster.waiting if driver == "psycopg" else cluster.waiting_in_loop
         strict = (reads or cluster.reads) == "strict"
         self._way: Pinned | Routed
         if key is _NO_KEY:
@@ -101,6 +106,14 @@ class ShardSession(Session):
             if cross_shard is not None:
                 raise errors.BadOption("a session with a key stays on one shard", fix="leave key= or cross_shard= out")
             self._way = Pinned(self, key, _keyspace(cluster, keyspace, model), strict, begins_with)
+
+    def engine(self, shard: str) -> Engine:
+        """The engine of a shard, as this session speaks to it.
+
+        Args:
+            shard: the shard's name.
+        """
+        return self.cluster.engine(shard, self._driver)
 
     def patience(self) -> Patience:
         """How this session waits out a handover."""

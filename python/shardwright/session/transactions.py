@@ -50,7 +50,7 @@ class ShardTransactions:
 
     def engine(self, shard: str) -> opening.SessionEngine:
         """The session's engine for a shard."""
-        parent = self._cluster.engine(shard)
+        parent = self._session.engine(shard)
         found = self._engines.get(shard)
         if found is None or (found.parent is not parent and not self.is_open(shard)):
             found = self._engines[shard] = opening.SessionEngine(parent, self._connect)

@@ -19,7 +19,14 @@ class Pending(Protocol[T_co]):
     """A call that goes on meanwhile."""
 
     def result(self) -> T_co:
-        """What it returned, once it has ended; raises what it raised."""
+        """What it returned, once it has ended; raises what it raised.
+
+        It has ended when this raises, too, also where whoever asks was cancelled meanwhile.
+        """
+        ...
+
+    def cancel(self) -> object:
+        """Let it end early if that is possible: one that has not begun, or a task. Its result is asked for all the same."""
         ...
 
 
@@ -44,6 +51,8 @@ class Waiting(Protocol):
 
     def aside(self, call: Callable[[], T]) -> T:
         """Make a call that blocks its thread, on the catalog or on a condition, without holding up anybody else.
+
+        It has ended when this returns or raises, also where whoever waits was cancelled meanwhile.
 
         Args:
             call: what to do.
@@ -95,6 +104,10 @@ def together(waiting: Waiting, calls: Sequence[Callable[[], T]]) -> list[T]:
             found.append(call() if at == 0 else pending[at - 1].result())
         except BaseException as error:  # noqa: BLE001 - raised below, when no call uses its connection any more
             failure = failure or error
+            if not isinstance(error, Exception):
+                # Cancelled, or interrupted: nobody waits for the others' answers.
+                for one in pending:
+                    one.cancel()
     if failure is not None:
         raise failure
     return found

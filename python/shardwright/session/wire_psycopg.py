@@ -35,6 +35,8 @@ _IN_TRANSACTION = pq.TransactionStatus.INTRANS
 _FAILED = pq.TransactionStatus.INERROR
 _SNAPSHOT_LEVELS = (psycopg.IsolationLevel.REPEATABLE_READ, psycopg.IsolationLevel.SERIALIZABLE)
 
+#: Seconds between two looks whether it is worth waiting on, as psycopg's own.
+_INTERVAL = 0.1
 #: Seconds for which a cancelled task waits for the answer to the COMMIT that it has sent.
 COMMIT_GRACE = 5.0
 
@@ -75,7 +77,8 @@ class PsycopgGuarded(Guarded, psycopg.BaseConnection[Any]):
         try:
             wanted = next(generator)
             while True:
-                ready = yield wanted
+                # None where psycopg goes on with it after an interruption.
+                ready = (yield wanted) or 0
                 if ready & _READABLE:
                     answered = True
                 elif not ready and watch.is_silent(since):
@@ -321,15 +324,16 @@ class GuardedAsyncConnection(PsycopgGuarded, psycopg.AsyncConnection[Any]):
         psycopg would cancel the COMMIT on the server. Where it waits for standbys, it would be committed all the same,
         and not be safe.
         """
-        if self.settled:
-            return
         async with self.lock:
             generator = self._commit_gen()
+            if self.watch is not None:
+                generator = self.watched(generator)
             try:
-                await wait_async(generator, self.pgconn.socket)
+                await wait_async(generator, self.pgconn.socket, interval=_INTERVAL)
             except asyncio.CancelledError as cancelled:
                 try:
-                    await asyncio.wait_for(wait_async(generator, self.pgconn.socket), COMMIT_GRACE)
+                    rest = wait_async(generator, self.pgconn.socket, interval=_INTERVAL)
+                    await asyncio.wait_for(rest, COMMIT_GRACE)
                 except BaseException as failed:
                     if self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
                         self.pgconn.finish()
