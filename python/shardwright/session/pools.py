@@ -75,6 +75,11 @@ class PoolOptions:
         if "poolclass" in self.more or "pool" in self.more:
             raise errors.BadOption("the pools of shards are shardwright's own", fix="leave poolclass and pool out")
 
+    @property
+    def most(self) -> int | None:
+        """Connections that one driver may open to each shard; None: without a limit."""
+        return None if self.pool_size == 0 or self.max_overflow < 0 else self.pool_size + self.max_overflow
+
 
 class ShardEngines:
     """The engines of one process.
@@ -191,12 +196,16 @@ class ShardEngines:
                 self._healths.get(shard.name) if old is None else None
             ) or self._watch_over(shard, dialer)
             engine = self._makers[driver](shard, dialer, health)
+            # Many rows become a few statements of many rows each, without RETURNING too.
+            engine.dialect.use_insertmanyvalues_wo_returning = True
             engine.pool.health = health  # type: ignore[attr-defined]
             engine.__dict__["shardwright_shard"] = shard.name
             translate_errors(engine, shard.name, self._refresh)
             announce_commits(engine)
             sa.event.listen(engine, "checkout", self._leave_old_primaries(shard.name))
             self._made[shard.name, driver] = (shard, engine)
+            # An engine of a kind makes it likely that the other shards' follow.
+            self._router.connections = {name: self.options.most for _, name in self._made}
             if self.options.pool_idle is not None and self._reaper is None:
                 self._reaper = Reaper(self, self.options.pool_idle)
             return engine
