@@ -169,7 +169,7 @@ def _refuse_old_primary(connection: psycopg.Connection, what: str, highest: int)
         connection.close()
         raise errors.NotPrimary(
             f"{what} answers on timeline {timeline}, and a primary on timeline {highest} was seen: this one is a former primary",
-            fix="stop it, or make it a standby; store the new primary's address by `shardwright shard add`",
+            fix="stop it, or make it a standby; `shardwright shard add` stores the new primary's address, or accepts this one",
         )
 
 

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from fix_servers import POSTGRESES, Postgres
 from fix_sessions import User, until
 from shardwright import Cluster, engines, errors
-from shardwright.catalog import models, roster
+from shardwright.catalog import models, roster, shards
 from shardwright.servers import Server
 from shardwright.testing.clusters import make_ready
 
@@ -122,6 +122,13 @@ def test_it_is_found_and_the_old_primary_is_left_for_good(pair: Pair) -> None:
     with engines.connect_catalog(pair.catalog) as catalog, pytest.raises(errors.NotPrimary, match="timeline 1"):
         engines.connect_shard(roster.get_shard(catalog, "s1"))
     assert pair.on(pair.primary, "SELECT count(*) FROM users") == 1
+    # Unless somebody says that this is what is left.
+    with engines.connect_catalog(pair.catalog) as catalog:
+        with pytest.raises(errors.NotPrimary, match="former primary"):
+            shards.add_shard(catalog, "s1", pair.primary.dsn("shard"))
+        shards.add_shard(catalog, "s1", pair.primary.dsn("shard"), accept_timeline=True)
+    put(pair.connect(refresh="never"), 9)
+    assert pair.on(pair.primary, "SELECT count(*) FROM users") == 2
 
 
 def test_connections_that_lead_to_the_old_primary_are_given_up(pair: Pair) -> None:

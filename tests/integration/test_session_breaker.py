@@ -167,7 +167,10 @@ def test_it_is_called_again_when_it_goes_on(failing: Failing, changes: list[str]
     failing.server.pause()
     refused(cluster, here)
     assert changes[0] == "open"
-    until(lambda: not refused(cluster, here).facts.get("retry_after"), "nobody tries")
+    tried: list[errors.ShardUnavailable] = []
+    until(lambda: tried.append(refused(cluster, here)) or "retry_after" not in tried[-1].facts, "nobody tries")
+    # By a connection of its own, and not by one that was in the pool before: those say nothing, for long.
+    assert "cannot connect" in tried[-1].message
     failing.server.resume()
 
     def served() -> bool:

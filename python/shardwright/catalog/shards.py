@@ -44,6 +44,7 @@ def add_shard(
     replication_conninfo: str | None = None,
     region: str = "",
     weight: int = 1,
+    accept_timeline: bool = False,
 ) -> Shard:
     """Take a database into the cluster as a shard that owns nothing yet.
 
@@ -58,6 +59,7 @@ def add_shard(
         replication_conninfo: how other shards' servers reach it, where that is another way.
         region: free text for people.
         weight: the share of points that it should own, relative to the others.
+        accept_timeline: forget the timelines that were seen: the server may be on a lower one, being restored.
 
     Returns:
         The shard.
@@ -65,7 +67,7 @@ def add_shard(
     Raises:
         BadOption: the name, a connection string or the weight is wrong, or the name belongs to another database.
         SecretInConninfo: a connection string carries a password; nothing was stored.
-        CannotConnect, PasswordMissing, NotPrimary: as their names say.
+        CannotConnect, PasswordMissing, NotPrimary: as their names say; a primary of old is none.
         UnfitServer: its version, wal_level or encoding will not do, or it belongs to another cluster.
         SameServer: the database is a shard already, under another name.
         UnfitTable, MisplacedRows: a registered table cannot be put there.
@@ -79,7 +81,9 @@ def add_shard(
     conninfo = engines.without_secret(conninfo)
     if replication_conninfo is not None:
         replication_conninfo = engines.without_secret(replication_conninfo)
-    wanted = Shard(name, conninfo, replication_conninfo, region, weight)
+    known = next((shard for shard in list_shards(catalog) if shard.name == name), None)
+    seen = known.timeline if known is not None and not accept_timeline else 0
+    wanted = Shard(name, conninfo, replication_conninfo, region, weight, timeline=seen)
     with engines.connect_shard(wanted, "shardwright shard add") as there, privileges.needed(f"shard {name}"):
         facts = _examine(there, name)
         shard = Shard(
@@ -101,6 +105,8 @@ def add_shard(
                 # What an operation works on must not change under it; a shard that is new is in none.
                 adoption.equip(catalog, shard)
             _record(catalog, shard)
+            if accept_timeline:
+                catalog.execute("DELETE FROM shardwright.timelines WHERE shard = %s", (name,))
     return shard
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from shardwright.catalog import budget as budgets
 from shardwright.catalog import maps, shards, tables
 from shardwright.cli.app import DEFAULTS, Answer, Common
 from shardwright.cli.output import Table
@@ -23,6 +24,7 @@ def add(
     replication_dsn: str | None = None,
     weight: int = 1,
     region: str = "",
+    accept_timeline: Annotated[bool, Parameter(negative=())] = False,
     common: Common = DEFAULTS,
 ) -> Answer:
     """Add a shard: it gets every registered table, and owns nothing yet.
@@ -35,11 +37,20 @@ def add(
         replication_dsn: how other shards' servers reach it, where that is another way.
         weight: its share of the points, relative to the other shards.
         region: free text for people.
+        accept_timeline: forget on which timelines its primary was seen: it was restored, and no other server is left.
     """
     from shardwright.partition.registering import first_windows
 
     with common.connect() as catalog:
-        shard = shards.add_shard(catalog, name, dsn, replication_conninfo=replication_dsn, region=region, weight=weight)
+        shard = shards.add_shard(
+            catalog,
+            name,
+            dsn,
+            replication_conninfo=replication_dsn,
+            region=region,
+            weight=weight,
+            accept_timeline=accept_timeline,
+        )
         shard_map = maps.load_map(catalog)
         windows = first_windows(common.dsn(), catalog, tables.list_tables(catalog))
     owns = shard.name in shard_map.shards()
@@ -77,6 +88,7 @@ def list_(*, common: Common = DEFAULTS) -> Answer:
             "region": shard.region,
             "server_version": shard.server_version,
             "system_identifier": shard.system_identifier,
+            "connections": shard.connections,
         }
         for shard in found
     ]
@@ -94,6 +106,24 @@ def list_(*, common: Common = DEFAULTS) -> Answer:
         {"shards": value},
         [Table(("shard", "postgres", "weight", "region", "dsn"), rows, empty="no shard yet")],
         next_steps=["shardwright status"] if found else ["shardwright shard add s1 DSN"],
+    )
+
+
+@app.command
+def budget(name: str, /, *, connections: int | None = None, common: Common = DEFAULTS) -> Answer:
+    """Say how many connections all applications together may have to a shard; `shardwright doctor budget` checks it.
+
+    Args:
+        name: the shard's name.
+        connections: how many; left out: as many as its server's max_connections leaves.
+    """
+    with common.connect() as catalog:
+        shard = budgets.set_budget(catalog, name, connections)
+    said = "as many connections as its server leaves" if connections is None else f"{connections} connections"
+    return Answer(
+        {"shard": shard.name, "connections": shard.connections},
+        [f"applications may have {said} to shard {shard.name}"],
+        next_steps=["shardwright doctor budget"],
     )
 
 

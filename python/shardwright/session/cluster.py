@@ -14,7 +14,6 @@ from sqlalchemy.orm import sessionmaker as _sessionmaker
 from sqlalchemy.sql import selectable
 
 from shardwright import errors
-from shardwright.routing.clauses import is_portable
 from shardwright.routing.merging import Merging, merging
 from shardwright.routing.shard_map import ShardMap
 from shardwright.routing.statement import Planner
@@ -134,7 +133,7 @@ class Cluster(AsyncCluster):
             breaker or BreakerOptions(),
             engine_options,
         )
-        router = Router(catalog_dsn, application, refresh, poll_seconds)
+        router = Router(catalog_dsn, application, refresh, poll_seconds, {"psycopg": pool_options.most})
         return cls(router, reads=reads, map_wait=map_wait, pool_options=pool_options, application=application)
 
     # ------------------------------------------------------------------ for applications
@@ -292,14 +291,19 @@ class Cluster(AsyncCluster):
             return registered or declared
         return declared
 
-    def merging(self, statement: Any) -> Merging:
-        """How several shards' answers to a statement are merged; remembered where it holds for all of its shape."""
+    def merging(self, statement: Any, keys: Sequence[Any]) -> Merging:
+        """How several shards' answers to a statement are merged; remembered where it holds for all of its shape.
+
+        Args:
+            statement: the statement.
+            keys: columns that hold the shard key of each of its rows.
+        """
         statement = getattr(statement, "_resolved", statement)
         cache_key = statement._generate_cache_key()
         found = self._mergings.get(cache_key.key) if cache_key is not None else None
         if found is None:
-            found = merging(statement)
-            if cache_key is not None and all(is_portable(one) for one in found.hidden):
+            found = merging(statement, keys)
+            if cache_key is not None and found.is_portable:
                 if len(self._mergings) >= _REMEMBERED:
                     self._mergings.clear()
                 self._mergings[cache_key.key] = found

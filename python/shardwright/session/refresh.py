@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import psycopg
+from psycopg.types.json import Jsonb
 
 from shardwright import engines, errors
 from shardwright.catalog import maps, migrations, roster
@@ -35,8 +36,9 @@ _TABLES = (
     "FROM shardwright.tables t LEFT JOIN shardwright.keyspaces k ON k.id = t.keyspace"
 )
 _BEAT = (
-    "INSERT INTO shardwright.routers (id, application, host, pid, map_version) VALUES (%s, %s, %s, %s, %s) "
-    "ON CONFLICT (id) DO UPDATE SET map_version = excluded.map_version, seen_at = clock_timestamp()"
+    "INSERT INTO shardwright.routers (id, application, host, pid, map_version, connections) "
+    "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (id) DO UPDATE SET map_version = excluded.map_version, "
+    "connections = excluded.connections, seen_at = clock_timestamp()"
 )
 
 
@@ -82,18 +84,28 @@ class Router:
         application: who we are, for people who look at routers and connections.
         mode: listen (NOTIFY and poll), poll, or never (only when a shard refuses us).
         poll_seconds: between polls and heartbeats, jittered.
+        connections: how many this process may open to each shard, by driver; None: without a limit.
 
     Raises:
         CannotConnect, PasswordMissing, NotPrimary, BadOption: the catalog cannot be reached.
         CatalogNewer, CatalogOlder: its schema is not this program's.
     """
 
-    def __init__(self, catalog_dsn: str, application: str, mode: Mode, poll_seconds: float) -> None:
+    def __init__(
+        self,
+        catalog_dsn: str,
+        application: str,
+        mode: Mode,
+        poll_seconds: float,
+        connections: Mapping[str, int | None] | None = None,
+    ) -> None:
         if mode not in ("listen", "poll", "never"):
             raise errors.BadOption(f"refresh={mode!r} has no meaning", fix='give "listen", "poll" or "never"')
         if not poll_seconds > 0:
             raise errors.BadOption(f"poll_seconds={poll_seconds!r} has no meaning", fix="give seconds above 0")
         self.id = uuid.uuid4()
+        #: how many connections this process may open to each shard, by driver; replaced as a whole
+        self.connections: Mapping[str, int | None] = dict(connections or {})
         #: how to reach the catalog
         self.catalog_dsn = catalog_dsn
         self._application = application
@@ -232,9 +244,8 @@ class Router:
         if not self._beats:
             return
         try:
-            catalog.execute(
-                _BEAT, (self.id, self._application, socket.gethostname(), os.getpid(), self.now.map.version)
-            )
+            who = (self.id, self._application, socket.gethostname(), os.getpid())
+            catalog.execute(_BEAT, (*who, self.now.map.version, Jsonb(dict(self.connections))))
         except psycopg.errors.InsufficientPrivilege as error:
             # Less is known of who is there, and nothing is less safe.
             self._beats = False
@@ -252,7 +263,8 @@ class Router:
                 _log.warning("the catalog does not learn the shards' timelines: %s", error.diag.message_primary)
             except psycopg.errors.ForeignKeyViolation:
                 pass  # the shard has left the cluster
-            del self._timelines[shard]
+            if self._timelines[shard] == timeline:
+                del self._timelines[shard]
 
     # ------------------------------------------------------------------ both
 
