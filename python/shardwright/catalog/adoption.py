@@ -22,6 +22,7 @@ from shardwright.catalog.layout import Layout, find_layout
 from shardwright.catalog.roster import Shard
 from shardwright.catalog.sites import Site, check_rows, guard_state, open_sites, put, undo
 from shardwright.catalog.tables import RegisteredTable
+from shardwright.routing.judging import Neighbour
 from shardwright.routing.policy import Policy
 from shardwright.routing.shard_map import ShardMap
 from shardwright.routing.tables import Declaration
@@ -353,9 +354,7 @@ def _check_neighbours(
     planned: Sequence[RegisteredTable], known: Sequence[RegisteredTable], sites: Mapping[str, Site]
 ) -> None:
     others = {
-        (table.schema_name, table.table_name): fitness.Neighbour(
-            table.kind, table.keyspace, table.key_column, table.home_shard
-        )
+        (table.schema_name, table.table_name): Neighbour(table.kind, table.keyspace, table.key_column, table.home_shard)
         for table in (*known, *planned)
     }
     for table in planned:

@@ -15,10 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Table
+from sqlalchemy import Column, Table
 from sqlalchemy.schema import UniqueConstraint
 
 from shardwright import errors
+from shardwright.routing.judging import UniqueKey, lacking
 from shardwright.routing.policy import Policy
 
 _PREFIX = "shardwright."
@@ -227,10 +228,25 @@ def _check_unique(table: Table, key: str, how: str, why: str) -> None:
         column.name == key for column in table.primary_key.columns
     ):
         raise refuse("its primary key lacks that column", f"make it PRIMARY KEY ({key}, ...)")
-    for constraint in table.constraints:
-        if isinstance(constraint, UniqueConstraint) and not any(column.name == key for column in constraint.columns):
-            named = ", ".join(column.name for column in constraint.columns)
-            raise refuse(f"UNIQUE ({named}) lacks that column", f"{why}: add the column to it")
+    for unique in lacking(uniques_of(table), key):
+        raise refuse(f"{unique.called} lacks that column", f"{why}: add the column to it")
+
+
+def uniques_of(table: Table) -> list[UniqueKey]:
+    """The unique keys that a model declares beside the primary key.
+
+    Args:
+        table: a SQLAlchemy table.
+    """
+    found = [
+        UniqueKey(f"UNIQUE ({', '.join(names)})", names)
+        for constraint in table.constraints
+        if isinstance(constraint, UniqueConstraint)
+        for names in [tuple(column.name for column in constraint.columns)]
+    ]
     for index in table.indexes:
-        if index.unique and not any(getattr(part, "name", None) == key for part in index.expressions):
-            raise refuse(f"unique index {index.name} lacks that column", "add the column to it")
+        if index.unique:
+            # What is an expression is no plain column.
+            columns = tuple(part.name for part in index.expressions if isinstance(part, Column))
+            found.append(UniqueKey(f"unique index {index.name}", columns))
+    return found
