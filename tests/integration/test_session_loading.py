@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -164,3 +166,44 @@ def test_a_loader_follows_its_keys(shop: Shop) -> None:
     moving = shop.key_on("s1")
     shop.hand_over(moving, "s2")
     assert [one and one.id for one in loader.get_many(given)] == given
+
+
+@pytest.mark.parametrize("how", ["psycopg"])
+def test_tasks_share_statements(shop: Shop, how: Any) -> None:
+    given = fill(shop, 3)
+
+    async def ask() -> None:
+        async with shop.connect() as cluster:
+            loader = cluster.async_loader(User, driver=how)
+            sent: list[str] = []
+            for name in ("s1", "s2"):
+                engine = cluster.async_engine(name, how).sync_engine
+                sa.event.listen(engine, "before_cursor_execute", lambda c, u, statement, *_: sent.append(statement))
+            cancelled = asyncio.create_task(loader.get(given[0]))
+            asked = [asyncio.create_task(loader.get(key)) for key in [*given, 99_999]]
+            await asyncio.sleep(0)
+            cancelled.cancel()
+            found = await asyncio.gather(*asked)
+            assert [one and one.id for one in found] == [*given, None]
+            assert len([one for one in sent if "users" in one]) == 2
+            assert [one and one.id for one in await loader.get_many(reversed(given))] == given[::-1]
+            with pytest.raises(errors.BadKey):
+                await loader.get("1")
+            async with cluster.async_sessionmaker(driver=how)() as session:
+                assert [one and one.id for one in await session.get_many(User, given)] == given
+
+    asyncio.run(ask())
+
+
+def test_one_shard_that_fails_does_not_spoil_the_keys_of_other_tasks(shop: Shop) -> None:
+    one, two = fill(shop, 1)
+    shop.shard(shop.map.route("users", one).shard).execute("ALTER TABLE users RENAME TO hidden")
+
+    async def ask() -> None:
+        async with shop.connect() as cluster:
+            loader = cluster.async_loader(User)
+            failed, found = await asyncio.gather(loader.get(one), loader.get(two), return_exceptions=True)
+            assert isinstance(failed, sa.exc.ProgrammingError)
+            assert isinstance(found, User)
+
+    asyncio.run(ask())

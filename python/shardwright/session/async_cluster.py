@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 from sqlalchemy.util import greenlet_spawn
 
 from shardwright import errors
 from shardwright.session import outcomes, retries
+from shardwright.session.async_loading import AsyncLoader
 from shardwright.session.async_session import AsyncShardSession
 from shardwright.session.tasks import in_greenlet
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
     from shardwright.routing.shard_map import ShardMap
+    from shardwright.session.cluster import Cluster
     from shardwright.session.deciding import Decider
     from shardwright.session.pools import AsyncDriver, Driver, ShardEngines
     from shardwright.session.tasks import InLoop
@@ -103,6 +105,24 @@ class AsyncCluster:
                 return await work(session)
 
         return await greenlet_spawn(retries.replay, self.waiting_in_loop, in_greenlet(once), deadline, attempts)
+
+    def async_loader(
+        self, entity: type[T], *, window: float = 0.0, options: Sequence[Any] = (), driver: AsyncDriver = "psycopg"
+    ) -> AsyncLoader[T]:
+        """A loader for tasks: what they ask for in one turn of the event loop becomes one statement a shard.
+
+        Args:
+            entity: a mapped class.
+            window: seconds for which a get waits for those of other tasks, 0.01 at most; 0: until the loop's next turn.
+            options: loader options of SQLAlchemy for the objects.
+            driver: of its sessions.
+
+        Raises:
+            BadOption: the window is too long, or there is no such driver.
+            MissingExtra: the driver is not installed.
+        """
+        # Only Cluster is derived from this.
+        return AsyncLoader(cast("Cluster", self), entity, window, options, driver)
 
     async def acommit_outcome(
         self, error: errors.CommitUnknown, *, patience: float = 10.0, driver: AsyncDriver = "psycopg"

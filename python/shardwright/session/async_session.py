@@ -5,9 +5,11 @@ All that decides is `ShardSession`'s; it runs in SQLAlchemy's greenlets, and wai
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.util import greenlet_spawn
 
 from shardwright import errors
 from shardwright.session.session import ShardSession
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from shardwright.session.cluster import Cluster
     from shardwright.session.explaining import Explanation
     from shardwright.session.pools import AsyncDriver
+
+_O = TypeVar("_O")
 
 
 class AsyncShardSession(AsyncSession):
@@ -44,3 +48,7 @@ class AsyncShardSession(AsyncSession):
     def explain_route(self, statement: Any, params: Any = None, *, bind_arguments: Any = None) -> Explanation:
         """As `ShardSession.explain_route`; nothing is awaited."""
         return self.sync_session.explain_route(statement, params, bind_arguments=bind_arguments)
+
+    async def get_many(self, entity: type[_O], keys: Iterable[Any], *, options: Sequence[Any] = ()) -> list[_O | None]:
+        """As `ShardSession.get_many`."""
+        return await greenlet_spawn(self.sync_session.get_many, entity, keys, options=options)
