@@ -179,6 +179,40 @@ def test_what_is_referred_to_may_be_deleted_meanwhile(found: Callable[..., Found
         cluster.shard("s1").execute("DELETE FROM users WHERE id = 20000")
 
 
+def test_a_foreign_key_to_a_partitioned_table_is_one_key(found: Callable[..., Found]) -> None:
+    """PostgreSQL keeps one more for each partition that is referred to; those are not carried over by themselves."""
+    cluster = found(1)
+    for text in (
+        "CREATE TABLE seen (id int, at timestamptz, PRIMARY KEY (id, at))",
+        "INSERT INTO seen SELECT g, now() - g * interval '1 hour' FROM generate_series(1, 2400) g",
+        "CREATE TABLE events (id int, at timestamptz, PRIMARY KEY (id, at), "
+        "CONSTRAINT of_seen FOREIGN KEY (id, at) REFERENCES seen)",
+        "INSERT INTO events SELECT id, at FROM seen",
+    ):
+        cluster.shard("s1").execute(text.encode())
+    dsn, wanted = cluster.dsns.catalog, Declaration("local", policy=Policy("at", "1 month", grace=None))
+    keys = (
+        "SELECT c.conrelid::regclass::text || ' ' || c.conname FROM pg_constraint c WHERE c.contype = 'f' "
+        "AND c.conrelid = 'events'::regclass AND c.conparentid = 0 ORDER BY 1"
+    )
+    for table in ("seen", "events"):
+        convert.convert(dsn, "public", table, wanted)
+        assert cluster.shard("s1").execute(keys.encode()).fetchall() == [("events of_seen",)]
+    assert tick(dsn).exit_code == 0
+    report = split.split(dsn, "public", "events", drop_now=True)
+    assert report.dropped
+    assert cluster.shard("s1").execute(keys.encode()).fetchall() == [("events of_seen",)]
+    assert cluster.ask("s1", "SELECT count(*) FROM events") == 2400
+    # A row of a window that did not exist when the key was made.
+    cluster.shard("s1").execute("INSERT INTO seen VALUES (9999, now() + interval '40 days')")
+    cluster.shard("s1").execute("INSERT INTO events SELECT * FROM seen WHERE id = 9999")
+    with pytest.raises(psycopg.errors.ForeignKeyViolation):
+        cluster.shard("s1").execute("INSERT INTO events VALUES (10000, now())")
+    with pytest.raises(psycopg.errors.ForeignKeyViolation):
+        cluster.shard("s1").execute("DELETE FROM seen WHERE id IN (1, 9999)")
+    assert tick(dsn).exit_code == 0
+
+
 def test_refused_with_every_reason(found: Callable[..., Found]) -> None:
     cluster = _prepare(found, key="UNIQUE (user_id, id, at)", shards=1)
     # A unique key of columns that are NOT NULL tells rows apart.

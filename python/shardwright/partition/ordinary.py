@@ -111,7 +111,8 @@ SELECT jsonb_build_object(
                          JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = p.attnum ORDER BY p.at),
       'comment', obj_description(co.oid, 'pg_constraint')) ORDER BY co.conname)
     FROM pg_constraint co LEFT JOIN pg_class f ON f.oid = co.confrelid
-    LEFT JOIN pg_namespace fn ON fn.oid = f.relnamespace WHERE co.conrelid = c.oid AND co.contype <> 't'),
+    LEFT JOIN pg_namespace fn ON fn.oid = f.relnamespace WHERE co.conrelid = c.oid AND co.contype <> 't'
+     AND NOT EXISTS (SELECT FROM pg_constraint up WHERE up.oid = co.conparentid AND up.conrelid = co.conrelid)),
   'indexes', (SELECT jsonb_agg(jsonb_build_object(
       'name', ic.relname, 'unique', i.indisunique, 'primary', i.indisprimary, 'exclusion', i.indisexclusion,
       'valid', i.indisvalid,
