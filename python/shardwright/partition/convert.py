@@ -295,7 +295,10 @@ def _begin(
         return found
     _refuse_converted(registered, opened)
     planned = convert_plan.make(opened, extend_key=extend_key, until=until)
-    jobs.begin(catalog, [Job(registered.id, site.shard.name, "convert", "planned", planned.state()) for site in opened])
+    new = [Job(registered.id, site.shard.name, "convert", "planned", planned.state()) for site in opened]
+    with roster.changing(catalog):  # a reshard that starts sees these, or they see it
+        refuse_moves(catalog, registered.keyspace, registered.name)
+        jobs.begin(catalog, new)
     failpoints.reach("partition.convert_planned")
     return jobs.list_jobs(catalog, registered.id)
 

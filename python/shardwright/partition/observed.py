@@ -164,8 +164,8 @@ def _observe(name: str, tables: Sequence[PartitionedTable], connection: psycopg.
     row = clock.fetchone()
     assert row is not None
     now: datetime = row[0]
-    # The clock was read in the middle of it, as near as can be told.
-    skew = now.timestamp() - (sent + time.time()) / 2
+    # It was read at some moment between the two; a slow answer is no skew.
+    skew = now.timestamp() - min(max(now.timestamp(), sent), time.time())
     if row[1]:
         raise errors.NotPrimary(f"shard {name} is a standby", fix="give the primary's address")
     by_id = {table.id: table for table in tables}

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 
 from shardwright import errors, failpoints
-from shardwright.catalog import windows
+from shardwright.catalog import roster, windows
 from shardwright.catalog.windows import CatalogWindow
 from shardwright.partition import jobs, ordinary, splitting
 from shardwright.partition.fleet import Fleet
@@ -189,7 +189,7 @@ def abort(catalog_dsn: str, schema: str, table: str, *, patience: float = PATIEN
 
 @contextmanager
 def alone(catalog: psycopg.Connection, table_id: int) -> Iterator[None]:
-    """Hold the lock of whoever converts or splits a table, in the catalog, for as long as it takes.
+    """Hold the lock of whoever converts, splits or adopts a table, in the catalog, for as long as it takes.
 
     Args:
         catalog: connection to the catalog, in autocommit mode.
@@ -201,7 +201,7 @@ def alone(catalog: psycopg.Connection, table_id: int) -> Iterator[None]:
     row = catalog.execute("SELECT pg_try_advisory_lock(%s, %s)", (LOCK_CLASS, table_id)).fetchone()
     if row is None or not row[0]:
         raise errors.OperationConflict(
-            "another session converts or splits this table", fix="wait for it, then run this again"
+            "another session converts, splits or adopts this table", fix="wait for it, then run this again"
         )
     try:
         yield
@@ -227,7 +227,9 @@ def _begin(fleet: Fleet, partition: str | None, since: int | None) -> dict[str, 
             "pieces": [[one.name, one.lower, one.upper, one.role] for one in made.pieces],
         }
         new = [Job(number, name, "split", "planned", state) for name in made.bytes]
-        jobs.begin(fleet.catalog, new)
+        with roster.changing(fleet.catalog):  # a reshard that starts sees these, or they see it
+            refuse_moves(fleet.catalog, table.keyspace, table.name)
+            jobs.begin(fleet.catalog, new)
         found = jobs.list_jobs(fleet.catalog, number)
     other = next((job for job in found.values() if job.kind != "split"), None)
     if other is not None:

@@ -61,6 +61,7 @@ def check(catalog: psycopg.Connection, shard_map: ShardMap, plan: Plan) -> None:
         problems.extend(_same_text_problems(connections))
         registered = [table for table in tables.list_tables(catalog) if table.kind == "sharded"]
         declared = windows.list_windows(catalog)
+        problems.extend(_job_problems(catalog, plan))
         differing: list[WindowGap] = []
         for move in plan.moves:
             moving = [table for table in registered if table.keyspace == move.keyspace]
@@ -80,6 +81,19 @@ def check(catalog: psycopg.Connection, shard_map: ShardMap, plan: Plan) -> None:
             problems=[{"shard": p.shard, "found": p.found, "fix": p.fix} for p in problems],
             windows=layouts.matrix(differing),
         )
+
+
+def _job_problems(catalog: psycopg.Connection, plan: Plan) -> Iterable[Problem]:
+    """Conversions and splits of tables that would move: the partitions that they are about to exchange would be copied."""
+    rows = catalog.execute(
+        "SELECT j.shard, j.kind, quote_ident(t.schema_name) || '.' || quote_ident(t.table_name) "
+        "FROM shardwright.partition_jobs j JOIN shardwright.tables t ON t.id = j.table_id "
+        "JOIN shardwright.keyspaces k ON k.id = t.keyspace WHERE k.name = ANY (%s) ORDER BY 3, 1",
+        ([move.keyspace for move in plan.moves],),
+    )
+    for shard, kind, table in rows.fetchall():
+        again = f"shardwright partition {kind} {table}"
+        yield Problem(shard, f"a {kind} of {table} is under way", f"{again} to finish it, or {again} --abort")
 
 
 def _window_problems(differing: Sequence[WindowGap]) -> Iterable[Problem]:
