@@ -1,7 +1,8 @@
 """``op.convert_to_partitioned`` where the table is not partitioned yet.
 
 A table with rows is converted by `shardwright partition convert`: a job of many transactions on all shards, with one
-cut for all of them, which no revision on one shard could decide. An empty table that the catalog does not know, as it
+cut for all of them, which no revision on one shard could decide, and which a failed revision could not take back. Where
+that was done the operation has nothing left to do. An empty table that the catalog does not know, as it
 is when all revisions run on new databases, is simply made again.
 """
 
@@ -51,7 +52,8 @@ def convert_here(operations: Operations, schema: str | None, table: str, info: M
             raise errors.MigrationRefused(
                 f"table {'.'.join(place)} is not partitioned yet, and it {'is registered' if known else 'has rows'}: "
                 "its conversion is a job on all shards and not part of a revision",
-                fix=f"shardwright partition convert {'.'.join(place)}; then run this again",
+                fix=f"shardwright partition convert {'.'.join(place)} --declared MODULE:NAME, with the models that "
+                "declare it so; then run this again",
                 table=".".join(place),
             )
         raw.execute("SET LOCAL search_path = pg_catalog, pg_temp")

@@ -112,7 +112,7 @@ class SetPartitionPolicy(ops.MigrateOperation):
 
 @Operations.register_operation("convert_to_partitioned")
 class ConvertToPartitioned(ops.MigrateOperation):
-    """A table with rows becomes partitioned without being copied. First in its revision: it is done in steps of its own."""
+    """A table becomes partitioned: an empty new one here, one with rows by `shardwright partition convert` before."""
 
     def __init__(self, table_name: str, declared: Mapping[str, Any], *, schema: str | None = None) -> None:
         self.table_name, self.schema, self.declared = table_name, schema, dict(declared)
@@ -131,7 +131,7 @@ class ConvertToPartitioned(ops.MigrateOperation):
 
         Raises:
             BadDeclaration: no policy, or a wrong one.
-            MigrationRefused: it is partitioned by something else, or the revision has done other things before.
+            MigrationRefused: it is partitioned by something else, or has to be converted before the revision runs.
         """
         policy_of(declared)
         operations.invoke(cls(table_name, declared, schema=schema))
