@@ -21,11 +21,14 @@ WRITERS = 3
 
 
 class Writer(threading.Thread):
-    """Inserts, updates and deletes rows of its own in all months, and knows what must be there."""
+    """Inserts, updates, moves and deletes rows of its own in all months, and knows what must be there.
 
-    def __init__(self, dsn: str, number: int, level: str, seed: int) -> None:
+    With a role of `replica` it writes as the worker of a subscription does.
+    """
+
+    def __init__(self, dsn: str, number: int, level: str, seed: int, role: str = "origin") -> None:
         super().__init__(daemon=True)
-        self.dsn, self.level, self.random = dsn, level, random.Random(seed + number)
+        self.dsn, self.level, self.role, self.random = dsn, level, role, random.Random(seed + number)
         self.ids = iter(range(1_000_000 * (number + 1), 1_000_000 * (number + 2)))
         self.rows: dict[int, tuple[datetime, str]] = {}
         self.failed: list[str] = []
@@ -33,6 +36,7 @@ class Writer(threading.Thread):
 
     def run(self) -> None:
         with psycopg.connect(self.dsn, autocommit=True) as connection:
+            connection.execute(f"SET session_replication_role = {self.role}".encode())
             while not self.stop.is_set():
                 try:
                     self._once(connection)
@@ -52,7 +56,11 @@ class Writer(threading.Thread):
             else:
                 number = self.random.choice(list(self.rows))
                 at, note = self.rows[number]
-                if what < 0.75:
+                if what < 0.6:
+                    moved = FIRST + timedelta(minutes=self.random.randrange(360 * 1440))
+                    after[number] = (moved, note)
+                    connection.execute("UPDATE events SET at = %s WHERE id = %s AND at = %s", (moved, number, at))
+                elif what < 0.75:
                     after[number] = (at, note + "+")
                     connection.execute("UPDATE events SET note = note || '+' WHERE id = %s AND at = %s", (number, at))
                 else:
@@ -88,7 +96,8 @@ def test_a_year_becomes_months_under_load(timed: Callable[..., Timed], seed: int
     models.register(cluster.catalog, metadata)
     dsn = cluster.dsns.shards["s1"]
     levels = ("READ COMMITTED", "REPEATABLE READ", "READ COMMITTED")
-    writers = [Writer(dsn, number, levels[number], seed) for number in range(WRITERS)]
+    roles = ("origin", "origin", "replica")
+    writers = [Writer(dsn, number, levels[number], seed, roles[number]) for number in range(WRITERS)]
     reader = Reader(dsn)
     for one in (*writers, reader):
         one.start()

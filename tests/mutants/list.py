@@ -267,4 +267,71 @@ MUTANTS = (
         (("AFTER INSERT OR UPDATE OR DELETE ON", "AFTER INSERT OR UPDATE ON"),),
         ("tests/integration/test_partition_split.py", "-k", "pg18"),
     ),
+    Mutant(
+        "a split logs no old keys of updates",
+        "a row that moves to another window meanwhile is there twice",
+        "partition/touched.py",
+        (("IF TG_OP <> 'INSERT' THEN", "IF TG_OP = 'DELETE' THEN"),),
+        ("tests/integration/test_partition_split.py", "-k", "pg18"),
+    ),
+    Mutant(
+        "a split does not log what replication writes",
+        "rows that a subscription's worker writes meanwhile are lost",
+        "partition/touched.py",
+        ((" ENABLE ALWAYS TRIGGER ", " ENABLE TRIGGER "), (" AND tgenabled = 'A'", "")),
+        ("tests/integration/test_partition_split.py", "-k", "pg18"),
+    ),
+    Mutant(
+        "a split's trigger mirrors changes instead of logging keys",
+        "a row that is deleted beside the copy comes back",
+        "partition/touched.py",
+        (
+            (
+                "THEN INSERT INTO {work.log} VALUES ({work.list_sql(work.keys, 'OLD.')}); END IF; \"",
+                "THEN DELETE FROM {work.staging} AS s WHERE ({work.list_sql(work.keys, 's.')}) = "
+                "({work.list_sql(work.keys, 'OLD.')}); END IF; \"",
+            ),
+        ),
+        ("tests/integration/test_partition_cutting.py", "-k", "pg18 and mirror"),
+    ),
+    Mutant(
+        "windows are made by PARTITION OF",
+        "making a window waits for every reader, and whoever comes then waits behind it",
+        "partition/leaves.py",
+        (
+            (
+                '"CREATE TABLE {} (LIKE {} INCLUDING ALL EXCLUDING IDENTITY){}{}").format(\n            leaf,\n'
+                "            site.parent,\n",
+                '"CREATE TABLE {} PARTITION OF {} {}{}{}").format(\n            leaf,\n'
+                "            site.parent,\n            site.bounds(one.lower, one.upper),\n",
+            ),
+        ),
+        ("tests/integration/test_partition_bystanders.py", "-k", "pg18 and does_not_queue"),
+    ),
+    Mutant(
+        "a move starts beside a split",
+        "the partitions that are about to be exchanged are copied, and differ in the end",
+        "reshard/preflight.py",
+        (("        problems.extend(_job_problems(catalog, plan))\n", ""),),
+        ("tests/integration/test_partition_meanwhile.py", "-k", "pg18 and wait_for_each_other"),
+    ),
+    Mutant(
+        "a conversion is noted beside a move that starts",
+        "both go on, and exchange partitions under each other's hands",
+        "partition/convert.py",
+        (
+            (
+                "        refuse_moves(catalog, registered.keyspace, registered.name)\n        jobs.begin(catalog, new)\n",
+                "        jobs.begin(catalog, new)\n",
+            ),
+        ),
+        ("tests/integration/test_partition_meanwhile.py", "-k", "pg18 and begins_waits"),
+    ),
+    Mutant(
+        "a split drops the keys below a foreign key by themselves",
+        "a partition whose rows refer to a partitioned table cannot be split",
+        "partition/exchange.py",
+        (("up.conrelid = c.conrelid) ORDER BY 1", "up.conrelid = 0) ORDER BY 1"),),
+        ("tests/integration/test_partition_cutting.py", "-k", "pg18 and one_key"),
+    ),
 )
