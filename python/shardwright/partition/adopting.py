@@ -201,16 +201,10 @@ def replace_default(site: PartitionSite, default: Default, report: ShardReport) 
         connection.execute(sql.SQL("ALTER TABLE {} DETACH PARTITION {}").format(site.parent, leaf))
         if default.turned is not None:
             _attach(site, (default.turned, *default.instead))
-            return
-        guard.move_rows(site, default.name, default.instead)
-        if handmade.count(connection, site.schema, default.name):
-            raise errors.UnfitTable(
-                f"{default.name} of {site.table.name} on shard {site.shard.name} has rows that no window takes",
-                fix=f"shardwright partition adopt {site.table.name}, again, looks where they are",
-                table=site.table.name,
-            )
-        _attach(site, default.instead)
-        connection.execute(sql.SQL("DROP TABLE {}").format(leaf))
+        else:
+            _move_out(site, default)
+            _attach(site, default.instead)
+            connection.execute(sql.SQL("DROP TABLE {}").format(leaf))
         failpoints.reach("partition.adopt_exchanging")
 
     try:
@@ -227,6 +221,16 @@ def replace_default(site: PartitionSite, default: Default, report: ShardReport) 
     report.default, report.moved_rows = default.name, int(seen[1]) if default.turned is None else 0
     report.lock_ms = round((time.monotonic() - seen[0]) * 1000, 3)
     failpoints.reach("partition.adopt_exchanged")
+
+
+def _move_out(site: PartitionSite, default: Default) -> None:
+    guard.move_rows(site, default.name, default.instead)
+    if handmade.count(site.connection, site.schema, default.name):
+        raise errors.UnfitTable(
+            f"{default.name} of {site.table.name} on shard {site.shard.name} has rows that no window takes",
+            fix=f"shardwright partition adopt {site.table.name}, again, looks where they are",
+            table=site.table.name,
+        )
 
 
 def _attach(site: PartitionSite, parts: Sequence[Partition]) -> None:
