@@ -31,11 +31,11 @@ _ROUNDS: Final = 2000
 #: Milliseconds from which a bystander's read is written down.
 LONG_MS: Final = 2.0
 #: Seconds between two of its reads.
-READ_S: Final = 0.005
+READ_S: Final = 0.008
 #: Seconds between two looks at the locks.
-LOOK_S: Final = 0.005
+LOOK_S: Final = 0.008
 #: Seconds between two counts of the whole table.
-_COUNT_S: Final = 0.2
+_COUNT_S: Final = 0.4
 
 _COLUMNS = (
     "year, month, day, dep_time, sched_dep_time, dep_delay, arr_time, sched_arr_time, arr_delay, carrier, flight, origin, "

@@ -123,7 +123,7 @@ class Flights:
         audience: Audience,
         *,
         seed: int = 1,
-        rate: float = 30.0,
+        rate: float = 20.0,
     ) -> None:
         """The cluster is there; the table is not yet.
 

@@ -52,7 +52,7 @@ class Spec:
     directory: str
     planes: list[list[str]]
     looked_at: list[tuple[str, str, int]]
-    rate: float = 30.0
+    rate: float = 20.0
     seed: int = 1
 
     @property
