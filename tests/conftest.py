@@ -18,6 +18,7 @@ pytest_plugins = [
     "fix_drivers",
     "fix_sessions",
     "fix_blog",
+    "fix_answers",
     "fix_desk",
     "fix_conversion",
     "fix_locks",

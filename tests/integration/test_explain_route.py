@@ -63,9 +63,9 @@ def test_some_shards_and_every_shard(shop: Shop) -> None:
         assert every.without_key is not None
         assert "users.id" in every.without_key
         assert every.merge is not None
-        assert every.merge.groups == every.merge.order == ("country",)
-        assert every.merge.aggregates == ("avg as avg_1",)
-        assert {"sum(users.score)", "count(users.score)"} <= set(every.merge.hidden)
+        assert every.merge.groups == ("users.country",)
+        assert every.merge.order == ("users.country ASC NULLS LAST",)
+        assert every.merge.aggregates == ("avg = sum(users.score) / count(users.score)",)
         assert every.merge.asked == ("upper",)
         assert "every shard: s1, s2 (routed" in str(every)
         assert "narrowed while rows move by users.id" in str(every)
@@ -92,7 +92,7 @@ def test_a_refusal_says_why_and_what_to_do(shop: Shop) -> None:
     refused: list[tuple[Any, Any, type[errors.ShardwrightError]]] = [
         (sa.text("SELECT 1"), None, errors.NoShardKey),
         (sa.delete(User), None, errors.NoShardKey),
-        (sa.select(User.country).distinct().where(User.name == sa.func.any_value("x")), None, errors.NotMergeable),
+        (sa.select(sa.func.stddev(User.score)), None, errors.NotMergeable),
         (sa.insert(User), [{"name": "x"}], errors.NoShardKey),
         (sa.select(User).where(User.id == "1"), None, errors.BadKey),
         (sa.select(sa.Table("strangers", sa.MetaData(), sa.Column("a", sa.Integer))), None, errors.UnknownTable),

@@ -1,108 +1,67 @@
 """Whether the answers of several shards to one SELECT amount to its answer, and how they are put together.
 
-Pure. What the plan here cannot know (which function is an aggregate of the application's own, which type and collation
-an expression has) is named in it, for whoever merges to ask the database.
+Pure. Three ways: rows in the statement's order are merged as they come (`Merging.order`); groups that may be on several
+shards are put together by one of the databases (`Merging.finish`); and a statement whose groups hold the shard key
+needs neither, since each group is whole on its shard. What the plan here cannot know (which function is an aggregate of
+the application's own, which type and collation an expression has) is asked of the databases by whoever merges.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.sql import elements, functions, operators, selectable
+from sqlalchemy.sql import elements, operators, selectable
 
-from shardwright.errors import NotMergeable
-
-Kind = Literal["count", "sum", "min", "max", "avg"]
-
-#: Aggregates and window functions of PostgreSQL that are not merged.
-_AGGREGATES = frozenset(
-    {
-        "any_value",
-        "array_agg",
-        "bit_and",
-        "bit_or",
-        "bit_xor",
-        "bool_and",
-        "bool_or",
-        "corr",
-        "covar_pop",
-        "covar_samp",
-        "cume_dist",
-        "dense_rank",
-        "every",
-        "first_value",
-        "grouping",
-        "json_agg",
-        "json_agg_strict",
-        "json_arrayagg",
-        "json_object_agg",
-        "json_objectagg",
-        "jsonb_agg",
-        "jsonb_agg_strict",
-        "jsonb_object_agg",
-        "lag",
-        "last_value",
-        "lead",
-        "mode",
-        "nth_value",
-        "ntile",
-        "percent_rank",
-        "percentile_cont",
-        "percentile_disc",
-        "range_agg",
-        "range_intersect_agg",
-        "rank",
-        "regr_avgx",
-        "regr_avgy",
-        "regr_count",
-        "regr_intercept",
-        "regr_r2",
-        "regr_slope",
-        "regr_sxx",
-        "regr_sxy",
-        "regr_syy",
-        "row_number",
-        "stddev",
-        "stddev_pop",
-        "stddev_samp",
-        "string_agg",
-        "var_pop",
-        "var_samp",
-        "variance",
-        "xmlagg",
-    }
+from shardwright.routing.aggregates import (
+    Recipe,
+    Splitter,
+    bare,
+    check_inside,
+    has_aggregate,
+    name_of,
 )
+from shardwright.routing.aggregates import refusal as refusal
+from shardwright.routing.clauses import DIALECT, is_portable
+
 _SETS = frozenset({"rollup", "cube", "grouping sets", "grouping_sets"})
-#: Type oids of name, text and varchar.
-_TEXTS = (19, 25, 1043)
-_MERGED = frozenset({"count", "sum", "min", "max", "avg"})
-_DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
-
-
-@dataclass(frozen=True)
-class Aggregate:
-    """How one column of the result is made of the shards' columns."""
-
-    kind: Kind
-    #: position of the column; of the sums and of the counts for avg
-    at: int
-    sums: int = 0
-    counts: int = 0
+#: Type oids of bpchar, name, text and varchar.
+_TEXTS = (19, 25, 1042, 1043)
+#: Types whose values Python may be able to order as PostgreSQL does; the column's real type decides.
+_ORDERED = (sa.Integer, sa.Numeric, sa.Boolean, sa.Date, sa.DateTime, sa.Time, sa.Uuid, sa.LargeBinary)
+_MODIFIERS = (operators.asc_op, operators.desc_op, operators.nulls_first_op, operators.nulls_last_op)
+_SYNTAX = ("_post_select_clause", "_pre_columns_clause", "_post_criteria_clause", "_post_body_clause")
 
 
 @dataclass(frozen=True)
 class OrderKey:
-    """One key of ORDER BY, or of GROUP BY."""
+    """One key of ORDER BY. Positions are those of the rows that the shards send."""
 
     at: int
     descending: bool = False
     nulls_first: bool = False
-    #: position of the column that says which collation the key has; None where it can have none
-    collation: int | None = None
+    #: position of the key's `shape`; None where Python knows how its values are ordered
+    shape: int | None = None
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What one database does with the groups that all of them sent."""
+
+    #: position of each part's `shape` in the rows that the shards send
+    parts: tuple[int, ...]
+    #: the parts themselves
+    of: tuple[Any, ...]
+    #: how the columns ``x0``, ``x1``, ... are made of the parts
+    recipes: tuple[Recipe, ...]
+    #: the caller's columns, over those
+    columns: tuple[Any, ...]
+    having: tuple[Any, ...] = ()
+    order: tuple[Any, ...] = ()
+    distinct: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,23 +71,25 @@ class Merging:
     #: columns that the shards send beyond the caller's
     hidden: tuple[elements.ColumnElement[Any], ...] = ()
     order: tuple[OrderKey, ...] = ()
-    #: the statement has aggregates or GROUP BY: one row of the result for each distinct value of `groups`
-    grouped: bool = False
-    groups: tuple[OrderKey, ...] = ()
-    aggregates: tuple[Aggregate, ...] = ()
-    #: collations of min and max over texts: position of the value, position of its collation
-    compared: tuple[tuple[int, int], ...] = ()
+    finish: Finish | None = None
     #: functions of whom only the database knows whether they aggregate
     functions: frozenset[str] = frozenset()
     #: how many columns of the caller's there are
     width: int = 0
 
+    @property
+    def is_portable(self) -> bool:
+        """Whether it holds for each statement of the same shape."""
+        finish = self.finish or Finish((), (), (), ())
+        made = (*self.hidden, *finish.columns, *finish.having, *finish.order)
+        return all(is_portable(one) for one in made)
+
 
 @dataclass
 class _Builder:
     selected: list[Any]
+    keys: Sequence[Any]
     hidden: list[elements.ColumnElement[Any]] = field(default_factory=list)
-    aggregates: dict[int, Aggregate] = field(default_factory=dict)
     functions: set[str] = field(default_factory=set)
 
     def add(self, expression: Any) -> int:
@@ -136,198 +97,139 @@ class _Builder:
         self.hidden.append(expression.label(f"_shardwright_{len(self.hidden)}"))
         return len(self.selected) + len(self.hidden) - 1
 
-    def position(self, expression: Any) -> int:
-        """The position of an expression among the columns; it is added where it is not there."""
-        plain = _bare(expression)
-        for at, column in enumerate(self.selected):
-            if _bare(column) is plain:
-                return at
-        return self.add(expression)
+    def position(self, expression: Any) -> int | None:
+        """The position of an expression among the caller's columns."""
+        plain = bare(expression)
+        return next((at for at, column in enumerate(self.selected) if bare(column) is plain), None)
 
-    def collation(self, expression: Any) -> int | None:
-        """The position of the name of an expression's collation, where it may have one."""
-        if not isinstance(getattr(expression, "type", None), (sa.String, sa.types.NullType)):
-            return None
-        catalog = sa.func.pg_catalog
-        is_text = sa.cast(catalog.pg_typeof(expression), postgresql.OID).in_(
-            [sa.literal_column(str(oid)) for oid in _TEXTS]
-        )
-        return self.add(sa.case((is_text, catalog.pg_collation_for(expression))))
-
-    def aggregate(self, at: int, expression: Any) -> None:
-        """Note the aggregate that a column is."""
-        found = _as_aggregate(expression)
-        assert found is not None
-        name, function, criteria = found
-        if name == "avg":
-
-            def part(make: Any) -> int:
-                made = make(*function.clauses)
-                return self.add(made.filter(*criteria) if criteria else made)
-
-            self.aggregates[at] = Aggregate("avg", at, part(sa.func.sum), part(sa.func.count))
-        else:
-            self.aggregates[at] = Aggregate(name, at)
+    def is_key(self, expression: Any) -> bool:
+        """Whether an expression is the shard key of the rows that are read."""
+        plain = bare(expression)
+        return any(plain is bare(key) for key in self.keys)
 
 
-def merging(statement: Any) -> Merging:
+def shape(expression: Any) -> Any:
+    """What another database needs to make a value anew: its text, its type, and its collation where it has one.
+
+    Args:
+        expression: gives the value.
+    """
+    catalog = sa.func.pg_catalog
+    kind = catalog.pg_typeof(expression)
+    # A cast would creep under COLLATE, and then be another expression than the one of GROUP BY.
+    collated = getattr(bare(expression), "operator", None) is operators.collate
+    value: Any = postgresql.array([expression])[1] if collated else expression
+    parts = [sa.cast(value, sa.Text), catalog.format_type(kind, sa.literal_column("-1"))]
+    if isinstance(getattr(expression, "type", None), (sa.String, sa.types.NullType)):
+        is_text = sa.cast(kind, postgresql.OID).in_([sa.literal_column(str(oid)) for oid in _TEXTS])
+        parts.append(sa.case((is_text, catalog.pg_collation_for(expression))))
+    return postgresql.array(parts, type_=sa.Text())
+
+
+def merging(statement: Any, keys: Sequence[Any] = ()) -> Merging:
     """Find out how the shards' answers to a SELECT are put together.
 
     Args:
         statement: a SELECT that each shard may answer for its own rows.
+        keys: columns that hold, in each row, the shard key by which the row is where it is.
 
     Raises:
         NotMergeable: they cannot be; the message says why.
     """
     if not isinstance(statement, selectable.Select):
         raise refusal(f"it is a {type(statement).__name__}, not a SELECT")
-    if statement._distinct or statement._distinct_on:
-        raise refusal("DISTINCT needs the rows of all shards at once", "group by the columns instead")
-    if statement._having_criteria:
-        raise refusal("HAVING needs the groups of all shards at once", "filter the groups in the application")
     options = statement._fetch_clause_options or {}
     if options.get("with_ties") or options.get("percent"):
         raise refusal("FETCH .. WITH TIES or PERCENT needs the rows of all shards at once", "use LIMIT")
-    compiled: Any = statement.compile(dialect=_DIALECT)
+    compiled: Any = statement.compile(dialect=DIALECT)
     state = compiled.compile_state
-    is_cut = any(
-        clause is not None for clause in (statement._limit_clause, statement._offset_clause, statement._fetch_clause)
-    )
-    if is_cut and getattr(state, "multi_row_eager_loaders", False):
+    if _is_cut(statement) and getattr(state, "multi_row_eager_loaders", False):
         raise refusal(
             "LIMIT with a joined collection counts rows, not objects", "load the collection by selectinload()"
         )
-    builder = _Builder(list(getattr(state, "statement", statement)._all_selected_columns))
+    builder = _Builder(list(getattr(state, "statement", statement)._all_selected_columns), keys)
     if len(builder.selected) != len(compiled._result_columns):
         raise refusal("its columns cannot be followed", "name the columns one by one")
-    for at, column in enumerate(builder.selected):
-        if _as_aggregate(column) is not None:
-            builder.aggregate(at, column)
-        _look_through(builder, column, is_aggregate=at in builder.aggregates)
-    group_by = [_resolved(builder, clause) for clause in statement._group_by_clauses]
-    grouped = bool(group_by or builder.aggregates)
-    return Merging(
-        groups=tuple(_group_keys(builder, group_by)),
-        order=tuple(_order_keys(builder, statement._order_by_clauses)),
-        compared=tuple(_compared(builder)),
-        grouped=grouped or bool(builder.aggregates),
-        aggregates=tuple(builder.aggregates.values()),
-        hidden=tuple(builder.hidden),
-        functions=frozenset(builder.functions),
-        width=len(builder.selected),
+    distinct_on = _distinct_on(statement)
+    if distinct_on and not any(builder.is_key(_resolved(builder, one)) for one in distinct_on):
+        raise refusal("DISTINCT ON needs the rows of all shards at once", "add the shard key to it")
+    groups = [_resolved(builder, clause) for clause in statement._group_by_clauses]
+    order = [_order_clause(builder, clause) for clause in statement._order_by_clauses]
+    grouped = bool(groups or statement._having_criteria) or any(
+        has_aggregate(one) for one in (*builder.selected, *(expression for expression, _, _ in order))
     )
+    whole = any(builder.is_key(group) for group in groups)
+    distinct = bool(statement._distinct and not distinct_on)
+    if distinct and not whole and not grouped:
+        whole = any(builder.is_key(column) for column in builder.selected)
+    if (grouped or distinct) and not whole:
+        return _in_groups(builder, statement, groups, order, distinct)
+    for one in (*builder.selected, *statement._having_criteria, *groups):
+        check_inside(one, builder.functions, builder.is_key, whole=whole and grouped)
+    keys_of_order = tuple(_order_keys(builder, order, distinct, whole and grouped))
+    return Merging(tuple(builder.hidden), keys_of_order, None, frozenset(builder.functions), len(builder.selected))
 
 
-def refusal(why: str, fix: str = "name the shard key, so that one shard can answer") -> NotMergeable:
-    """The error for a statement that several shards cannot answer together.
-
-    Args:
-        why: the reason, for people.
-        fix: what to do instead.
-    """
-    return NotMergeable(f"the shards' answers cannot be merged: {why}", fix=fix)
-
-
-def _group_keys(builder: _Builder, clauses: Sequence[Any]) -> Iterator[OrderKey]:
-    for expression in clauses:
-        if _as_aggregate(expression) is not None:
+def _in_groups(
+    builder: _Builder, statement: Any, groups: Sequence[Any], order: Sequence[tuple[Any, bool, bool]], distinct: bool
+) -> Merging:
+    """Groups that may be on several shards."""
+    for group in groups:
+        if has_aggregate(group):
             raise refusal("it groups by an aggregate")
-        _look_through(builder, expression)
-        if not isinstance(expression, elements.ColumnElement) or _name_of(expression) in _SETS:
+        if not isinstance(group, elements.ColumnElement) or name_of(group) in _SETS:
             raise refusal("it is grouped by more than columns and expressions", "group by one after the other")
-        yield OrderKey(builder.position(expression), collation=builder.collation(expression))
+        check_inside(group, builder.functions, builder.is_key)
+    only_distinct = distinct and not groups and not any(has_aggregate(one) for one in builder.selected)
+    by = [bare(one) for one in (builder.selected if only_distinct else groups)]
+    splitter = Splitter(by, builder.is_key, functions=builder.functions)
+    for group in by:
+        splitter.group(group)
+    columns = tuple(splitter.split(one) for one in builder.selected)
+    having = tuple(splitter.split(one) for one in statement._having_criteria)
+    shown = [bare(one) for one in builder.selected]
+    made = []
+    for expression, descending, nulls_first in order:
+        plain = bare(expression)
+        if distinct and not any(plain is one or plain.compare(one) for one in shown):
+            raise refusal("ORDER BY of SELECT DISTINCT names what is not selected", "select it too")
+        key = splitter.split(expression)
+        key = key.desc() if descending else key.asc()
+        made.append(key.nulls_first() if nulls_first else key.nulls_last())
+    parts = tuple(builder.add(shape(part)) for part in splitter.parts)
+    finish = Finish(parts, tuple(splitter.parts), tuple(splitter.recipes), columns, having, tuple(made), distinct)
+    return Merging(tuple(builder.hidden), (), finish, frozenset(builder.functions), len(builder.selected))
 
 
-def _order_keys(builder: _Builder, clauses: Sequence[Any]) -> Iterator[OrderKey]:
-    for clause in clauses:
-        descending, nulls_first = False, None
-        expression = clause
-        while True:
-            expression = _resolved(builder, expression)
-            if not isinstance(expression, elements.UnaryExpression) or expression.modifier not in _MODIFIERS:
-                break
-            if expression.modifier in (operators.desc_op, operators.asc_op):
-                descending = expression.modifier is operators.desc_op
-            else:
-                nulls_first = expression.modifier is operators.nulls_first_op
-            expression = expression.element
-        is_aggregate = _as_aggregate(expression) is not None
-        _look_through(builder, expression, is_aggregate=is_aggregate)
+def _order_clause(builder: _Builder, clause: Any) -> tuple[Any, bool, bool]:
+    """The expression, whether it is descending, and whether NULLs come first."""
+    descending, nulls_first = False, None
+    expression = clause
+    while True:
+        expression = _resolved(builder, expression)
+        if not isinstance(expression, elements.UnaryExpression) or expression.modifier not in _MODIFIERS:
+            break
+        if expression.modifier in (operators.desc_op, operators.asc_op):
+            descending = expression.modifier is operators.desc_op
+        else:
+            nulls_first = expression.modifier is operators.nulls_first_op
+        expression = expression.element
+    return expression, descending, descending if nulls_first is None else nulls_first
+
+
+def _order_keys(
+    builder: _Builder, order: Sequence[tuple[Any, bool, bool]], distinct: bool, whole: bool
+) -> Iterator[OrderKey]:
+    for expression, descending, nulls_first in order:
+        check_inside(expression, builder.functions, builder.is_key, whole=whole)
         at = builder.position(expression)
-        if is_aggregate and at not in builder.aggregates:
-            builder.aggregate(at, expression)
-        yield OrderKey(
-            at, descending, descending if nulls_first is None else nulls_first, builder.collation(expression)
-        )
-
-
-def _compared(builder: _Builder) -> Iterator[tuple[int, int]]:
-    """The collations by which texts were compared for min and max."""
-    columns = [*builder.selected, *builder.hidden]
-    for aggregate in list(builder.aggregates.values()):
-        if aggregate.kind in ("min", "max"):
-            collation = builder.collation(_bare(columns[aggregate.at]))
-            if collation is not None:
-                yield aggregate.at, collation
-
-
-def _as_aggregate(expression: Any) -> tuple[Kind, Any, tuple[Any, ...]] | None:
-    """Name, function and FILTER of a column that is one of the aggregates which can be merged."""
-    expression = _bare(expression)
-    criteria: tuple[Any, ...] = ()
-    if isinstance(expression, elements.FunctionFilter):
-        criteria = () if expression.criterion is None else (expression.criterion,)
-        expression = _bare(expression.func)
-    if not isinstance(expression, functions.FunctionElement) or (name := _name(expression)) not in _MERGED:
-        return None
-    return name, expression, criteria  # type: ignore[return-value]
-
-
-def _look_through(builder: _Builder, expression: Any, *, is_aggregate: bool = False) -> None:
-    """Refuse what cannot be merged inside an expression; note the functions of whom only the database knows."""
-    top = _bare(expression)
-    if is_aggregate:
-        function = top.func if isinstance(top, elements.FunctionFilter) else top
-        for argument in function.clauses:
-            if (
-                isinstance(_bare(argument), elements.UnaryExpression)
-                and _bare(argument).operator is operators.distinct_op
-            ):
-                raise refusal(f"{_name(function)}(DISTINCT ..) needs the rows of all shards at once")
-        stack = list(top.get_children())
-        if isinstance(top, elements.FunctionFilter):
-            stack = [*function.get_children(), top.criterion]
-    else:
-        stack = [top]
-    while stack:
-        item = stack.pop()
-        if item is None or isinstance(item, (selectable.SelectBase, selectable.ScalarSelect, selectable.Exists)):
-            continue  # a query of its own: one value for each row
-        if isinstance(item, elements.Over):
-            raise refusal("a window function needs the rows of all shards at once")
-        if isinstance(item, elements.WithinGroup):
-            raise refusal("an ordered-set aggregate needs the rows of all shards at once")
-        if isinstance(item, elements.ColumnClause) and item.is_literal and item.name == "*":
-            continue  # count(*)
-        if item.__visit_name__ in ("textclause", "tstring") or getattr(item, "is_literal", False):
-            raise refusal(
-                "text in its columns or its order cannot be looked through", "build it of SQLAlchemy's expressions"
-            )
-        if isinstance(item, functions.FunctionElement) and hasattr(item, "name"):
-            name = _name(item)
-            if name in _MERGED:
-                raise refusal(
-                    f"{name}() is a part of a larger expression", "select the aggregate alone and compute in Python"
-                )
-            if name in _AGGREGATES:
-                raise refusal(f"{name}() needs the rows of all shards at once")
-            builder.functions.add(name)
-        if isinstance(item, (elements.ColumnClause, elements.BindParameter)):
-            continue
-        stack.extend(item.get_children())
-
-
-_MODIFIERS = (operators.asc_op, operators.desc_op, operators.nulls_first_op, operators.nulls_last_op)
+        if at is None:
+            if distinct:
+                raise refusal("ORDER BY of SELECT DISTINCT names what is not selected", "select it too")
+            at = builder.add(expression)
+        plain = bare(expression)
+        known = isinstance(plain.type, _ORDERED)
+        yield OrderKey(at, descending, nulls_first, None if known else builder.add(shape(plain)))
 
 
 def _resolved(builder: _Builder, clause: Any) -> Any:
@@ -350,16 +252,21 @@ def _resolved(builder: _Builder, clause: Any) -> Any:
             return clause
 
 
-def _bare(expression: Any) -> Any:
-    """An expression without its label and without the ORM's annotations."""
-    while isinstance(expression, (elements.Label, elements.Grouping)):
-        expression = expression.element
-    return expression._deannotate() if hasattr(expression, "_deannotate") else expression
+def _is_cut(statement: Any) -> bool:
+    clauses = (statement._limit_clause, statement._offset_clause, statement._fetch_clause)
+    return any(clause is not None for clause in clauses)
 
 
-def _name_of(expression: Any) -> str:
-    return _name(expression) if isinstance(expression, functions.FunctionElement) else ""
-
-
-def _name(function: Any) -> str:
-    return str(function.name).lower()
+def _distinct_on(statement: Any) -> list[Any]:
+    """The expressions of DISTINCT ON, in either of the forms that SQLAlchemy has for it."""
+    found = list(statement._distinct_on)
+    for name in _SYNTAX:
+        clause = getattr(statement, name, None)
+        if clause is None:
+            continue
+        parts = list(clause.clauses) if hasattr(clause, "clauses") else [clause]
+        for part in parts:
+            if part.__visit_name__ != "postgresql_distinct_on":
+                raise refusal(f"it contains a {type(part).__name__}")
+            found += part._distinct_on
+    return found

@@ -47,6 +47,8 @@ class Plan:
     target: tuple[str | None, str, Declaration] | None = None
     #: the key column to narrow it by when it is asked of several shards; None where it may not be
     root: elements.ColumnElement[Any] | None = None
+    #: key columns that hold in each row of the result what `root` holds, itself among them
+    row_keys: tuple[elements.ColumnElement[Any], ...] = ()
     root_keyspace: str = ""
     #: why it cannot be asked of several shards
     local: str | None = None
@@ -160,7 +162,7 @@ class Planner:
             params: what it is executed with.
             plan: what `plan` gave for it.
         """
-        if plan.root is None or is_portable(plan.root):
+        if all(is_portable(key) for key in plan.row_keys):
             return plan
         cache_key = statement._generate_cache_key()
         return self._make(statement, params, cache_key.bindparams if cache_key is not None else None)
@@ -237,6 +239,7 @@ class Planner:
             others=others,
             target=next((one for one in others if changed is not None and one[:2] == _name(changed)), None),
             root=_root_column(ties, root, declared_root) if root is not None and declared_root is not None else None,
+            row_keys=tuple(_root_column(ties, one, ties.sharded[one]) for one in ties.equal_to(root)),
             root_keyspace=(declared_root.keyspace or "") if declared_root is not None else "",
             local=local,
             opaque=plan.opaque or ties.opaque,

@@ -379,6 +379,13 @@ class Ties:
                 return False
         return True
 
+    def equal_to(self, root: From | None) -> list[From]:
+        """The roots whose key each row of the result has in common with `root`, itself first."""
+        if root is None:
+            return []
+        edges = self.edges
+        return [root, *(one for one in self.roots if root in edges.get(one, ()) and one in edges.get(root, ()))]
+
 
 def _breadth(source: Source) -> int:
     """Sources that name one key come first."""

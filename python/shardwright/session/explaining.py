@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from sqlalchemy.dialects import postgresql
 
 from shardwright import errors
-from shardwright.routing.merging import Merging, OrderKey
+from shardwright.routing.aggregates import MERGED, Recipe
+from shardwright.routing.merging import Finish, Merging, OrderKey
 from shardwright.routing.shard_map import Route
 from shardwright.routing.statement import Params, Plan
 from shardwright.session.results import with_hidden
@@ -253,13 +255,24 @@ def _merge(statement: Any, merging: Merging) -> Merge:
         nulls = "" if one.nulls_first == one.descending else f" nulls {'first' if one.nulls_first else 'last'}"
         return f"{name(one.at)}{' desc' if one.descending else ''}{nulls}"
 
+    finish = merging.finish or Finish((), (), (), ())
+    made = [_recipe(one, finish) for one in finish.recipes]
     return Merge(
-        order=tuple(key(one) for one in merging.order),
-        groups=tuple(name(one.at) for one in merging.groups),
-        aggregates=tuple(f"{one.kind} as {name(one.at)}" for one in merging.aggregates),
+        order=tuple(key(one) for one in merging.order) or tuple(_told(one, made) for one in finish.order),
+        groups=tuple(made[at] for at, one in enumerate(finish.recipes) if one.kind == "group"),
+        aggregates=tuple(made[at] for at, one in enumerate(finish.recipes) if one.kind in MERGED),
         hidden=tuple(hidden),
         asked=tuple(sorted(merging.functions)),
     )
+
+
+def _recipe(recipe: Recipe, finish: Finish) -> str:
+    said = " / ".join(str(finish.of[part].compile(dialect=_DIALECT)) for part in recipe.parts)
+    return f"avg = {said}" if recipe.kind == "avg" else said
+
+
+def _told(expression: Any, made: Sequence[str]) -> str:
+    return re.sub(r"\bx(\d+)\b", lambda found: made[int(found[1])], str(expression.compile(dialect=_DIALECT)))
 
 
 def _plain(key: Any) -> Any:

@@ -7,6 +7,8 @@ must tile the keyspace. While rows of others are on a shard, it is read through 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -14,9 +16,10 @@ from sqlalchemy.engine import Connection, CursorResult
 from sqlalchemy.engine.cursor import FullyBufferedCursorFetchStrategy
 
 from shardwright import errors
-from shardwright.routing.merging import Merging, refusal
+from shardwright.routing.merging import Finish, Merging, refusal
 from shardwright.routing.multirange import Multirange
 from shardwright.routing.statement import Plan
+from shardwright.session.finishing import finished, ranks
 from shardwright.session.merge import Merger
 from shardwright.session.narrowing import OwnedRow
 from shardwright.session.waiting import Waiting, together
@@ -75,15 +78,12 @@ class Scatter:
         if statement._fetch_clause is not None:
             limit = _value(statement._fetch_clause, params)
         offset = _value(statement._offset_clause, params) or 0
-        if self._merging.grouped:
-            statement = statement.limit(None).offset(None)
-        elif limit is not None or offset:
-            statement = statement.limit(None if limit is None else limit + offset).offset(None)
+        asked = _asked(statement, self._merging.finish, offset, limit)
         self._check_functions()
 
         def asking(shard: str, connection: Connection) -> Callable[[], tuple[CursorResult[Any], list[Any]]]:
             def ask() -> tuple[CursorResult[Any], list[Any]]:
-                result = connection.execute(self._narrowed(statement, shard), params, execution_options=options)
+                result = connection.execute(self._narrowed(asked, shard), params, execution_options=options)
                 assert result.cursor is not None
                 return result, list(result.cursor.fetchall())
 
@@ -91,15 +91,40 @@ class Scatter:
 
         answers = together(self._waiting, [asking(*item) for item in self._connections.items()])
         first = answers[0][0]
-        assert first.cursor is not None
-        types: list[Any] = [column[1] for column in first.cursor.description]
-        merger = Merger(self._merging, types, self._default_by_code_point())
-        rows = merger.merge([rows for _, rows in answers], offset, limit)
+        parts = [rows for _, rows in answers]
+
+        def ask_one(question: Any) -> list[Any]:
+            result = next(iter(self._connections.values())).execute(question, params)
+            assert result.cursor is not None
+            rows = list(result.cursor.fetchall())
+            result.close()
+            return rows
+
+        rows = self._put_together(first, parts, offset, limit, ask_one)
         for result, _ in answers[1:]:
             result.close()
         # The first shard's result knows columns and types; it is given everybody's rows.
         first.cursor_strategy = FullyBufferedCursorFetchStrategy(first.cursor, initial_buffer=rows)
         return first
+
+    def _put_together(
+        self,
+        first: CursorResult[Any],
+        parts: Sequence[Sequence[Any]],
+        offset: int,
+        limit: int | None,
+        ask: Callable[[Any], list[Any]],
+    ) -> list[Any]:
+        merging = self._merging
+        if merging.finish is not None:
+            nothing = (None,) * len(merging.hidden)
+            groups = finished(merging.finish, [row for part in parts for row in part], offset, limit, ask)
+            return [(*row, *nothing) for row in groups]
+        assert first.cursor is not None
+        types: list[Any] = [column[1] for column in first.cursor.description]
+        merger = Merger(merging.order, types, self._default_by_code_point(), partial(ranks, ask=ask))
+        end = None if limit is None else offset + limit
+        return list(islice(merger.in_order(parts), offset, end))
 
     def scalar(self, statement: Any, params: Any = None, *, execution_options: Any = None) -> Any:
         """As `Connection.scalar`."""
@@ -136,6 +161,21 @@ class Scatter:
     def _ask_first(self, text: str, params: dict[str, Any]) -> Sequence[Any]:
         connection = next(iter(self._connections.values()))
         return connection.exec_driver_sql(text, params).fetchall()
+
+
+def _asked(statement: Any, finish: Finish | None, offset: int, limit: int | None) -> Any:
+    """What each shard is asked: enough of its rows, or its groups before anything is left out of them."""
+    if finish is None:
+        return statement if limit is None and not offset else _cut(statement, None if limit is None else offset + limit)
+    statement = _cut(statement, None).order_by(None)
+    statement._having_criteria = ()
+    if statement._group_by_clauses or any(one.kind not in ("group", "any") for one in finish.recipes):
+        statement._distinct = False
+    return statement
+
+
+def _cut(statement: Any, limit: int | None) -> Any:
+    return statement.limit(limit).offset(None)
 
 
 def check_tiling(cluster: Cluster, keyspace: str, served: Mapping[str, Multirange]) -> bool:

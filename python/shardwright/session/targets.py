@@ -131,7 +131,7 @@ def find_target(
         each = {shard: frozenset(ids) for shard, ids in sorted(ranges.items())}
         plan = cluster.planner.exact(statement, params, plan)
         points = {shard: _points(shard_map, plan.root_keyspace, ids) for shard, ids in each.items()}
-        return Some(each, points, plan, cluster.merging(statement), shard_map.version)
+        return Some(each, points, plan, cluster.merging(statement, plan.row_keys), shard_map.version)
     if ranges:
         shard, ids = next(iter(ranges.items()))
     else:
@@ -224,7 +224,7 @@ def _everywhere(cluster: Cluster, statement: Any, plan: Plan, homes: Iterable[st
         raise refusal(f"it reads a table of shard {', '.join(sorted(homes))} together with rows of all shards")
     if plan.local is not None:
         raise refusal(f"{plan.local}, and {plan.unbound}")
-    return Everywhere(plan, cluster.merging(statement), cluster.map.version)
+    return Everywhere(plan, cluster.merging(statement, plan.row_keys), cluster.map.version)
 
 
 def _points(shard_map: ShardMap, keyspace: str, ids: Iterable[int]) -> Multirange:
