@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import re
+import socket
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -48,6 +50,34 @@ PINNED = {
 
 _KEEPALIVES = {"keepalives_idle": "10", "keepalives_interval": "5", "keepalives_count": "3"}
 _SECRETS = re.compile(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)|(//[^:/@\s]*:)[^@\s]*(@)", re.IGNORECASE)
+
+
+#: Connections that this process has opened and that still live.
+_opened: weakref.WeakSet[psycopg.BaseConnection[Any]] = weakref.WeakSet()
+
+
+def _remember(opened: object) -> None:
+    if isinstance(opened, psycopg.BaseConnection):
+        _opened.add(opened)
+
+
+def _cut_off() -> None:
+    """In the child of a fork: its copies of the parent's connections lead nowhere from now on.
+
+    The child shares the parent's sockets. Anything that it sent would be taken for the parent's, the farewell of a
+    connection that is closed or collected included.
+    """
+    for connection in list(_opened):
+        if not connection.closed:
+            ours, theirs = socket.socketpair()
+            os.dup2(ours.fileno(), connection.fileno(), inheritable=False)
+            ours.close()
+            theirs.close()
+    _opened.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_cut_off)
 
 
 class HasConninfo(Protocol):
@@ -126,9 +156,11 @@ def _open(what: str, dsn: str, application_name: str, password: str | None, **ex
     if password is not None:
         options["password"] = password
     try:
-        return psycopg.Connection.connect(
+        opened = psycopg.Connection.connect(
             conninfo.make_conninfo(dsn, **options), autocommit=True, prepare_threshold=None
         )
+        _remember(opened)
+        return opened
     except psycopg.ProgrammingError as error:
         raise errors.BadOption(f"not a connection string for {what}: {redact(str(error)).strip()}") from None
     except psycopg.OperationalError as error:
@@ -349,6 +381,7 @@ class ShardDialer:
             except psycopg.OperationalError as error:
                 said.append(error)
                 continue
+            _remember(opened)
             try:
                 vet(opened)
             except BaseException as error:
@@ -384,6 +417,7 @@ class ShardDialer:
             except failures as error:
                 said.append(error)
                 continue
+            _remember(opened)
             try:
                 await vet(opened)
             except BaseException as error:

@@ -92,16 +92,20 @@ class ShardEngines:
     def __init__(self, router: Router, options: PoolOptions) -> None:
         self._router = router
         self.options = options
-        self._made: dict[tuple[str, Driver], tuple[Shard, Engine]] = {}
-        self._healths: dict[str, Health] = {}
-        self._making = threading.Lock()
         self._timelines: dict[str, int] = {}
-        self._reaper: Reaper | None = None
+        self.begin_anew()
         #: how the engine of a driver is made for a shard; it vets its new connections by `admit`
         self._makers: dict[Driver, Callable[[Shard, engines.ShardDialer, Health], Engine]] = {
             "psycopg": self._psycopg,
             "psycopg_async": self._psycopg_async,
         }
+
+    def begin_anew(self) -> None:
+        """Have no engine yet; also in the child of a fork, where the parent's are of no use."""
+        self._made: dict[tuple[str, Driver], tuple[Shard, Engine]] = {}
+        self._healths: dict[str, tuple[Shard, Health]] = {}
+        self._making = threading.Lock()
+        self._reaper: Reaper | None = None
 
     def engine(self, shard: str, driver: Driver = "psycopg") -> Engine:
         """The engine of a shard, leading to where the catalog says that the shard is now.
@@ -183,6 +187,7 @@ class ShardEngines:
     # ------------------------------------------------------------------ making them
 
     def _make(self, shard: Shard, driver: Driver) -> Engine:
+        self._router.wake_up()
         with self._making:
             old = self._made.get((shard.name, driver))
             if old is not None:
@@ -192,9 +197,10 @@ class ShardEngines:
                     return old[1]
                 async_engines.dispose(old[1])
             dialer = engines.ShardDialer(shard, self.options.application_name, self.options.connect_timeout)
-            health = self._healths[shard.name] = (
-                self._healths.get(shard.name) if old is None else None
-            ) or self._watch_over(shard, dialer)
+            place, health = self._healths.get(shard.name, (None, None))
+            if health is None or place != shard:
+                health = self._watch_over(shard, dialer)
+                self._healths[shard.name] = (shard, health)
             engine = self._makers[driver](shard, dialer, health)
             # Many rows become a few statements of many rows each, without RETURNING too.
             engine.dialect.use_insertmanyvalues_wo_returning = True

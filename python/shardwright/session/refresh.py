@@ -122,6 +122,7 @@ class Router:
         #: timelines that the catalog is still to be told
         self._timelines: dict[str, int] = {}
         self._thread: threading.Thread | None = None
+        self._is_to_start = False
         try:
             with self._asking:
                 catalog = self._connect()
@@ -136,9 +137,34 @@ class Router:
         if mode != "never":
             # Idle from here on: the thread has a connection of its own.
             self._disconnect()
-            self._wake, self._woken = socket.socketpair()
-            self._thread = threading.Thread(target=self._keep_fresh, name="shardwright-map", daemon=True)
-            self._thread.start()
+            self._start()
+
+    def _start(self) -> None:
+        self._wake, self._woken = socket.socketpair()
+        self._thread = threading.Thread(target=self._keep_fresh, name="shardwright-map", daemon=True)
+        self._thread.start()
+
+    def begin_anew(self) -> None:
+        """In the child of a fork: be a router of one's own, with the parent's map. Its thread starts when it is needed."""
+        self.id = uuid.uuid4()
+        self._asking = threading.Lock()
+        self._changed = threading.Condition()
+        self._catalog = None
+        self._read_at = self._down_until = 0.0
+        if self._thread is not None:
+            for end in (self._wake, self._woken):
+                end.close()
+        self._thread = None
+        self._is_to_start = self._mode != "never" and not self._stopping.is_set()
+        self._stopping = threading.Event() if self._is_to_start else self._stopping
+
+    def wake_up(self) -> None:
+        """Start the thread, if a fork has left this process without it."""
+        if self._is_to_start:
+            with self._asking:
+                if self._is_to_start:
+                    self._is_to_start = False
+                    self._start()
 
     def refresh(self, beyond: int | None = None) -> Directory:
         """Ask the catalog now, unless another thread has done so meanwhile.
