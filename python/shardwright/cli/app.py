@@ -59,6 +59,7 @@ VERBS = {
     "keyspace": "Create and list keyspaces.",
     "table": "Register tables on every shard, adopt existing ones, list them.",
     "route": "Tell which shard a key lives on.",
+    "lint": "Tell what of an application's models and statements would be refused, or ask every shard.",
     "doctor": "Look for what is wrong or will be: connections that do not fit, shards that are not there.",
     "status": "Show the cluster: shards, ranges, tables, operations and their lag.",
     "reshard": "Move ranges between shards while the application keeps running.",

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 from sqlalchemy import MetaData
@@ -14,6 +11,7 @@ from sqlalchemy import MetaData
 from shardwright import errors
 from shardwright.catalog import adoption, forgetting, overview, table_file, tables
 from shardwright.cli.app import DEFAULTS, Answer, Common
+from shardwright.cli.modules import import_named
 from shardwright.cli.output import Table
 from shardwright.routing.tables import Declaration
 
@@ -194,27 +192,11 @@ def read_declared(declared: str) -> MetaData | list[adoption.Wanted]:
 
 
 def _metadata(path: str) -> MetaData:
-    """Import MODULE:NAME as Python would from the current directory; what the module prints goes to stderr."""
+    """The MetaData that MODULE:NAME is, or has."""
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
         raise errors.BadOption(f"not MODULE:NAME: {path!r}", fix="such as app.models:Base or app.models:metadata")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            found: Any = importlib.import_module(module_name)
-            for name in attribute.split("."):
-                found = getattr(found, name)
-    except AttributeError as error:
-        raise errors.BadOption(
-            f"{path}: {error}", fix="name a MetaData or a declarative base of that module"
-        ) from error
-    except Exception as error:  # an application's module may raise anything
-        said = " ".join(str(error).split())
-        raise errors.BadOption(
-            f"module {module_name} cannot be imported: {type(error).__name__}: {said}",
-            fix="run the command where `python -c 'import MODULE'` works",
-        ) from error
+    found = import_named(path)
     found = getattr(found, "metadata", found)
     if not isinstance(found, MetaData):
         raise errors.BadOption(
