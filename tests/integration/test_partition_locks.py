@@ -18,9 +18,10 @@ from fix_locks import MODES, LockLog, Transaction
 from fix_partitions import Timed
 from fix_resharding import Small, add_visits
 from fix_servers import Postgres
-from shardwright import local, time_partitioned
-from shardwright.catalog import models
-from shardwright.partition import carried, restore, split, swap
+from shardwright import failpoints, local, time_partitioned
+from shardwright.catalog import forgetting, models
+from shardwright.partition import adopt, carried, restore, split, swap
+from shardwright.partition.wishes import Wish
 from shardwright.reshard import operate
 from shardwright.routing.policy import Policy
 
@@ -237,6 +238,85 @@ def test_a_split(
         if not referred:
             wanted = {**wanted, "notes": None, "events": None if operation == "split, after" else wanted["events"]}
         assert locks == wanted, operation
+
+
+def test_an_adoption(
+    timed: Callable[..., Timed], lock_log: Callable[[str], LockLog], postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = matrix(postgres.version)
+    monkeypatch.setattr("shardwright.partition.handmade.COUNTED", 3)
+    cluster = timed(1, *_tables())
+    # as if others had made the partitions, and nobody had been told
+    forgetting.forget(cluster.catalog, [("public", "events")])
+    october = "CREATE TABLE october PARTITION OF events FOR VALUES FROM ('2026-10-01+00') TO ('2026-11-01+00')"
+    cluster.shard("s1").execute(f"{october}; CREATE TABLE strays PARTITION OF events DEFAULT".encode())
+    log = lock_log(cluster.dsns.shards["s1"])
+
+    def instead(name: str) -> bool:
+        return name == "strays" or name.startswith("events_p")
+
+    def adopted() -> list[Transaction]:
+        log.clear()
+        done = adopt.adopt(cluster.dsns.catalog, "public", "events", Wish(every="1 month", ahead=1), now=NOVEMBER)
+        assert done.windows is not None
+        _fine(done.windows)
+        return log.transactions()
+
+    done = adopted()
+    [exchange] = [one for one in done if "DROP TABLE" in one.tags]
+    assert strongest([exchange], instead) == said["adopt, default"]
+    # it is the only one that takes more than what the tick takes afterwards
+    before = done[: done.index(exchange)]
+    assert {tag for one in before for tag in one.tags} <= {"CREATE TABLE", "ALTER TABLE"}
+    assert strongest(before, instead) == said["create"]
+
+    # one that stays
+    forgetting.forget(cluster.catalog, [("public", "events")])
+    cluster.shard("s1").execute("DROP TABLE notes")
+    cluster.shard("s1").execute(
+        "DROP TABLE events_p_after, events_p2026_12, events_p2026_11; CREATE TABLE strays PARTITION OF events DEFAULT; "
+        "INSERT INTO people VALUES (1); INSERT INTO events SELECT n, '2026-11-25 12:00+00', 1 FROM generate_series(1, 9) n"
+    )
+    done = adopted()
+    [exchange] = [one for one in done if one.locks.get("events") == "ACCESS EXCLUSIVE" and "strays" in one.locks]
+    assert strongest([exchange], instead) == {**said["adopt, default"], "notes": None}
+    checked = [one for one in done[: done.index(exchange)] if "strays" in one.locks]
+    assert [strongest([one], "strays".__eq__)["partition"] for one in checked] == ["ACCESS EXCLUSIVE", MODES[3]]
+    assert strongest(checked, "strays".__eq__) == said["adopt, bounds"]
+
+
+def test_marking_and_versions(
+    timed: Callable[..., Timed], lock_log: Callable[[str], LockLog], postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Marking is no DDL, so it is looked at where it stands."""
+    said = matrix(postgres.version)
+    cluster = timed(1, _tables()[0])
+    cluster.shard("s1").execute(
+        "CREATE TABLE events (id uuid PRIMARY KEY) PARTITION BY RANGE (id); "
+        "CREATE TABLE old PARTITION OF events FOR VALUES FROM (MINVALUE) TO ('0199a000-0000-7000-8000-000000000000')"
+    )
+    held: list[dict[str, str | None]] = []
+    seen = failpoints.reach
+
+    def look(name: str) -> None:
+        if name == "partition.adopt_marking":
+            rows = cluster.shard("s1").execute(
+                "SELECT c.relname, l.mode FROM pg_locks l JOIN pg_class c ON c.oid = l.relation "
+                "JOIN pg_stat_activity a USING (pid) WHERE a.application_name = 'shardwright adopt' "
+                "AND c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')"
+            )
+            words = {mode.title().replace(" ", "") + "Lock": mode for mode in MODES}
+            held.append(strongest([Transaction((), {name: words[mode]}) for name, mode in rows], "".__eq__))
+        seen(name)
+
+    log = lock_log(cluster.dsns.shards["s1"])
+    monkeypatch.setattr("shardwright.failpoints.reach", look)
+    adopt.adopt(cluster.dsns.catalog, "public", "events", Wish(every="1 month"), now=NOVEMBER)
+    assert held == [said["adopt, mark"]]
+    # afterwards it is the guard before, and the tick moves that
+    added, validated, _ = [one for one in log.transactions() if "old" in one.locks]
+    assert strongest([added], "old".__eq__) == said["adopt, version"]
+    assert validated.locks["old"] == MODES[3]
 
 
 def test_a_conversion(database: str, lock_log: Callable[[str], LockLog], postgres: Postgres) -> None:

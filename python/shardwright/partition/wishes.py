@@ -65,9 +65,7 @@ def resolve(
     given = wish.given()
     asked = wish.declared.policy if wish.declared is not None else None
     if kept is not None:
-        if (asked is not None and asked != kept) or any(
-            kept.to_json().get(name) != value for name, value in given.items()
-        ):
+        if (asked is not None and asked != kept) or any(getattr(kept, name) != value for name, value in given.items()):
             raise errors.BadOption(
                 f"{table} has a policy already: {kept.to_json()}",
                 fix="leave the policy out; it is changed by shardwright table register",
