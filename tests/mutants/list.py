@@ -183,7 +183,7 @@ MUTANTS = (
         "rows stay in the guard that is narrowed",
         "a guard with rows of a new window cannot come back, and no window is made any more",
         "partition/steps/guard.py",
-        (("        _move_rows(site, step.name, windows)\n", ""),),
+        (("        move_rows(site, step.name, windows)\n", ""),),
         ("tests/integration/test_partition_apply.py", "-k", "pg18 and rows_in_the_guard"),
     ),
     Mutant(
@@ -252,6 +252,32 @@ MUTANTS = (
         "partition/differ.py",
         (('                work.step("finalize", leaf)\n', "                pass\n"),),
         ("tests/integration/test_partition_apply.py", "-k", "pg18 and interrupted_detach"),
+    ),
+    Mutant(
+        "an adopted DEFAULT partition is dropped with its rows",
+        "rows that no window took are lost when their table comes under our care",
+        "partition/adopting.py",
+        (("            _move_out(site, default)\n", ""),),
+        ("tests/integration/test_partition_adopt_default.py", "-k", "pg18 and few_rows"),
+    ),
+    Mutant(
+        "adoption does not look again under the lock",
+        "a partition that changed since it was looked at gets our mark",
+        "partition/adopting.py",
+        (("        _look_again(site, planned)\n", ""),),
+        ("tests/integration/test_partition_adopt_refused.py", "-k", "pg18 and who_is_first"),
+    ),
+    Mutant(
+        "adoption takes what shards contradict each other in",
+        "one list of windows says what is not so on some shard",
+        "partition/agreeing.py",
+        (
+            (
+                "        if furthest is not None and overlap(furthest, span):",
+                "        if furthest is not None and not span:",
+            ),
+        ),
+        ("tests/unit/test_partition_adopt_pure.py",),
     ),
     Mutant(
         "a split's exchange replays nothing",

@@ -20,7 +20,7 @@ from shardwright.partition import tick as ticking
 from shardwright.partition.outcomes import Report
 from shardwright.partition.plan import HUMAN, Finding, Plan
 from shardwright.partition.shapes import Partition
-from shardwright.partition.site import PATIENCE
+from shardwright.partition.site import MOST_MOVED, PATIENCE
 
 #: Verbs of this group that have a file of their own, and what the group's help says of them.
 VERBS: dict[str, str] = {
@@ -90,7 +90,13 @@ def apply(
 
 
 @app.command(help_epilogue=_example("shardwright partition tick --json"))
-def tick(*, table: Tables = None, patience: float = PATIENCE, common: Common = DEFAULTS) -> Answer:
+def tick(
+    *,
+    table: Tables = None,
+    patience: float = PATIENCE,
+    guard_rows: int = MOST_MOVED,
+    common: Common = DEFAULTS,
+) -> Answer:
     """Plan and do it, for every table with a policy: to be called every hour, by cron, or left to a worker.
 
     Exit code 0: all is well; 3: a person must act; 4: something was deferred, the next tick takes it up.
@@ -98,10 +104,21 @@ def tick(*, table: Tables = None, patience: float = PATIENCE, common: Common = D
     Args:
         table: only this table; may be given more than once.
         patience: seconds that a step waits for its locks before it is deferred.
+        guard_rows: rows that a step may move out of a guard while everybody waits for the table.
     """
     _check_patience(patience)
+    if guard_rows < 0:
+        raise errors.BadOption(f"--guard-rows {guard_rows}: 0 or more", fix=f"--guard-rows {MOST_MOVED}")
     with Interrupts() as interrupts:
-        return _answer(ticking.tick(_catalog(common), _names(table), on_progress=interrupts.check, patience=patience))
+        return _answer(
+            ticking.tick(
+                _catalog(common),
+                _names(table),
+                on_progress=interrupts.check,
+                patience=patience,
+                most_moved=guard_rows,
+            )
+        )
 
 
 @app.command(help_epilogue=_example("shardwright partition status --table analytics_events"))

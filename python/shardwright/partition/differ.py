@@ -378,7 +378,12 @@ def _say_rows(work: _Work, behind_guard: dict[str, list[Partition]]) -> None:
             "rows-in-guard",
             f"{many} rows are in the guard {rows.name}{between}: no window takes them",
             f"look at them: SELECT * FROM {work.table.schema}.{rows.name}; delete or correct them"
-            + (f", or: shardwright partition split {work.table.full_name} {rows.name}" if rows.more else ""),
+            + (
+                ", or have them moved while everybody waits for the table: "
+                f"shardwright partition tick --table {work.table.full_name} --guard-rows N"
+                if rows.more
+                else ""
+            ),
             leaf=rows.name,
             rows=rows.count,
             more=rows.more,

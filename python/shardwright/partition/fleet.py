@@ -18,7 +18,7 @@ from shardwright.partition.declare import Declared
 from shardwright.partition.plan import Finding
 from shardwright.partition.planner import Facts, expiring
 from shardwright.partition.shapes import LiveMove, Needed, Partition, PartitionedTable, ShardShape
-from shardwright.partition.site import PATIENCE, PartitionSite
+from shardwright.partition.site import MOST_MOVED, PATIENCE, PartitionSite
 
 _Result = TypeVar("_Result")
 
@@ -39,6 +39,7 @@ class Fleet:
         ids: Collection[int] = (),
         on_progress: Callable[[], None] = lambda: None,
         patience: float = PATIENCE,
+        most_moved: int = MOST_MOVED,
     ) -> None:
         """Read what the catalog says.
 
@@ -48,6 +49,7 @@ class Fleet:
             ids: the same by number.
             on_progress: called between steps; it may raise to stop the work.
             patience: seconds that a step waits for its locks.
+            most_moved: rows of a guard that a step may move while the table is locked.
 
         Raises:
             UnknownTable: one is not registered.
@@ -57,6 +59,7 @@ class Fleet:
         self._dsn = catalog_dsn
         self._on_progress = on_progress
         self._patience = patience
+        self._most_moved = most_moved
         #: The moment that was given to plan for; None: the databases' clocks count.
         self._now: datetime | None = None
         self._connections: dict[str, psycopg.Connection] = {}
@@ -139,7 +142,7 @@ class Fleet:
 
     def _observe(self, name: str) -> ShardShape:
         try:
-            return observed.observe(self.shards[name], self.tables, self.connection(name))
+            return observed.observe(self.shards[name], self.tables, self.connection(name), counted=self._most_moved)
         except errors.PreconditionError as error:
             return ShardShape(name, problem=(error.kind, error.message))
 
@@ -197,6 +200,7 @@ class Fleet:
             self._on_progress,
             self._patience,
             self._now,
+            self._most_moved,
         )
 
 

@@ -30,9 +30,7 @@ from shardwright.partition.shapes import (
     ShardShape,
     TableShape,
 )
-
-#: Rows in a guard are counted up to here.
-COUNTED = 10_000
+from shardwright.partition.site import MOST_MOVED
 
 #: How long looking may wait for a lock: it only takes the weakest ones, on guards.
 _LOCK_TIMEOUT = "2s"
@@ -124,6 +122,8 @@ def observe(
     shard: Shard,
     tables: Sequence[PartitionedTable],
     connection: psycopg.Connection | None = None,
+    *,
+    counted: int = MOST_MOVED,
 ) -> ShardShape:
     """Look at one shard.
 
@@ -131,6 +131,7 @@ def observe(
         shard: whom to ask.
         tables: the tables with a policy; those that are not on it are left out.
         connection: to it, where there is one already.
+        counted: rows in a guard up to which they are looked at; beyond, there are more.
 
     Returns:
         What it has; with `problem` where it cannot be asked.
@@ -138,9 +139,9 @@ def observe(
     here = [table for table in tables if table.is_on(shard.name)]
     try:
         if connection is not None:
-            return _observe(shard.name, here, connection)
+            return _observe(shard.name, here, connection, counted)
         with engines.connect_shard(shard, "shardwright partitions") as opened:
-            return _observe(shard.name, here, opened)
+            return _observe(shard.name, here, opened, counted)
     except errors.PreconditionError as error:
         return ShardShape(shard.name, problem=(error.kind, error.message))
     except (psycopg.OperationalError, psycopg.errors.UndefinedTable, psycopg.errors.InsufficientPrivilege) as error:
@@ -148,7 +149,7 @@ def observe(
         return ShardShape(shard.name, problem=("cannot-connect", f"shard {shard.name}: {said}"))
 
 
-def _observe(name: str, tables: Sequence[PartitionedTable], connection: psycopg.Connection) -> ShardShape:
+def _observe(name: str, tables: Sequence[PartitionedTable], connection: psycopg.Connection, counted: int) -> ShardShape:
     arguments = {
         "ids": [table.id for table in tables],
         "schemas": [table.schema for table in tables],
@@ -173,7 +174,7 @@ def _observe(name: str, tables: Sequence[PartitionedTable], connection: psycopg.
     names: dict[int, set[str]] = defaultdict(set)
     for table_id, relname in taken.fetchall():
         names[table_id].add(relname)
-    rows = _count_guards(connection, by_id, guards)
+    rows = _count_guards(connection, by_id, guards, counted)
     shapes = {
         table_id: TableShape(
             relkind,
@@ -252,7 +253,10 @@ def _bounds(table: PartitionedTable, text: str) -> tuple[int | None, int | None]
 
 
 def _count_guards(
-    connection: psycopg.Connection, tables: Mapping[int, PartitionedTable], guards: Sequence[tuple[int, str]]
+    connection: psycopg.Connection,
+    tables: Mapping[int, PartitionedTable],
+    guards: Sequence[tuple[int, str]],
+    counted: int,
 ) -> dict[int, list[GuardRows]]:
     found: dict[int, list[GuardRows]] = defaultdict(list)
     for number, name in guards:
@@ -260,12 +264,12 @@ def _count_guards(
         column, leaf = sql.Identifier(table.policy.column), sql.Identifier(table.schema, name)
         row = connection.execute(
             sql.SQL("SELECT count(*) FROM (SELECT FROM ONLY {} LIMIT {}) AS found").format(
-                leaf, sql.Literal(COUNTED + 1)
+                leaf, sql.Literal(counted + 1)
             )
         ).fetchone()
         if row is None or not row[0]:
             continue
-        count, more = min(row[0], COUNTED), row[0] > COUNTED
+        count, more = min(row[0], counted), row[0] > counted
         if more:
             found[number].append(GuardRows(name, count, more))
             continue

@@ -30,6 +30,9 @@ LOCK_TIMEOUT_MS = 100
 #: Seconds of tries before a step is deferred.
 PATIENCE = 10.0
 
+#: Rows that are moved out of a guard in the transaction that changes it, at most, unless a person says otherwise.
+MOST_MOVED = 10_000
+
 
 @dataclass
 class PartitionSite:
@@ -49,6 +52,8 @@ class PartitionSite:
     patience: float = PATIENCE
     #: The moment that is taken for now; the shard's own clock where None.
     now: datetime | None = None
+    #: Rows that a step may move while the table is locked.
+    most_moved: int = MOST_MOVED
 
     def clock(self) -> datetime:
         """Now: by the shard's clock, unless a moment was given."""

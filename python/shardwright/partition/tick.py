@@ -9,7 +9,7 @@ from shardwright import failpoints
 from shardwright.partition import apply
 from shardwright.partition.fleet import Fleet
 from shardwright.partition.outcomes import Report
-from shardwright.partition.site import PATIENCE
+from shardwright.partition.site import MOST_MOVED, PATIENCE
 
 
 def tick(
@@ -19,6 +19,7 @@ def tick(
     now: datetime | None = None,
     on_progress: Callable[[], None] = lambda: None,
     patience: float = PATIENCE,
+    most_moved: int = MOST_MOVED,
 ) -> Report:
     """Bring every shard in step with policies and the clock. One table or shard that fails never stops the others.
 
@@ -28,6 +29,7 @@ def tick(
         now: the moment to plan for; the databases' clock unless given.
         on_progress: called between steps; it may raise to stop the work.
         patience: seconds that a step waits for its locks.
+        most_moved: rows of a guard that a step may move while the table is locked.
 
     Returns:
         What was planned and what became of it.
@@ -37,5 +39,5 @@ def tick(
         CannotConnect, PasswordMissing, NotPrimary: the catalog cannot be asked.
     """
     failpoints.check_setting()
-    with Fleet(catalog_dsn, names, on_progress=on_progress, patience=patience) as fleet:
+    with Fleet(catalog_dsn, names, on_progress=on_progress, patience=patience, most_moved=most_moved) as fleet:
         return apply.execute(fleet, apply.plan_of(fleet, now))

@@ -22,9 +22,6 @@ from shardwright.partition.plan import Step
 from shardwright.partition.shapes import Partition
 from shardwright.partition.site import PartitionSite
 
-#: Rows that are moved out of a guard in one transaction.
-MOST_MOVED = 10_000
-
 
 def run(site: PartitionSite, step: Step) -> None:
     """Change a guard's bounds, and attach the windows that take its place.
@@ -105,22 +102,23 @@ def move_rows(site: PartitionSite, source: str, windows: Sequence[Partition]) ->
         windows: tables that are not attached yet.
 
     Raises:
-        UnfitTable: it has more than `MOST_MOVED` rows.
+        UnfitTable: it has more rows than the site may move.
     """
     name = site.leaf(source)
     row = site.connection.execute(
         sql.SQL("SELECT count(*) FROM (SELECT FROM ONLY {} LIMIT {}) AS found").format(
-            name, sql.Literal(MOST_MOVED + 1)
+            name, sql.Literal(site.most_moved + 1)
         )
     ).fetchone()
     assert row is not None
     if not row[0]:
         return
-    if row[0] > MOST_MOVED:
+    if row[0] > site.most_moved:
         raise errors.UnfitTable(
-            f"{source} of {site.table.name} on shard {site.shard.name} has more than {MOST_MOVED} rows: too many to move "
+            f"{source} of {site.table.name} on shard {site.shard.name} has more than {site.most_moved} rows: too many to move "
             "while the table is locked",
-            fix=f"delete or correct them; they are in table {site.schema}.{source}",
+            fix=f"delete or correct them, they are in table {site.schema}.{source}; or, so that they are moved while everybody "
+            f"waits: shardwright partition tick --table {site.table.name} --guard-rows N",
             table=site.table.name,
         )
     columns = sql.SQL(", ").join(map(sql.Identifier, site.table.layout.copied_columns))
