@@ -57,6 +57,8 @@ class Cluster(AsyncCluster):
         #: seconds for which a session waits for a range that is being handed over
         self.map_wait = map_wait
         self._application = application
+        #: whether statements carry a comment that says who sent them where, and why there
+        self.comments = pool_options.comments is not None
         self._engines = ShardEngines(router, pool_options)
         #: where transactions that write on several shards are decided
         self.decider = Decider(router.catalog_dsn, application)
@@ -91,6 +93,7 @@ class Cluster(AsyncCluster):
         reads: Reads = "strict",
         map_wait: float = 5.0,
         prepare_threshold: int | None = None,
+        comments: bool = False,
         **engine_options: Any,
     ) -> Cluster:
         """Load the shard map and be ready for sessions. Shards are connected to when they are first needed.
@@ -114,6 +117,7 @@ class Cluster(AsyncCluster):
             map_wait: seconds for which a session waits for a range that is being handed over.
             prepare_threshold: after how many executions psycopg prepares a statement; None never does, as PgBouncer in
                 transaction mode asks for.
+            comments: put a comment behind each statement: application, shard, and route ("pinned", "routed", "scatter").
             engine_options: further arguments of `sqlalchemy.create_engine` for the shards' engines.
 
         Raises:
@@ -132,6 +136,7 @@ class Cluster(AsyncCluster):
             hang_timeout,
             breaker or BreakerOptions(),
             engine_options,
+            application if comments else None,
         )
         router = Router(catalog_dsn, application, refresh, poll_seconds, {"psycopg": pool_options.most})
         return cls(router, reads=reads, map_wait=map_wait, pool_options=pool_options, application=application)

@@ -20,6 +20,7 @@ from shardwright import engines, errors
 from shardwright.catalog.roster import Shard
 from shardwright.session import async_engines
 from shardwright.session.breaker import Breaker, BreakerOptions
+from shardwright.session.commenting import comment_statements
 from shardwright.session.health import Deadline, Health
 from shardwright.session.opening import announce_commits, translate_errors
 from shardwright.session.refresh import Router
@@ -55,6 +56,7 @@ class PoolOptions:
         hang_timeout: seconds of silence after which a shard is asked whether it lives; None never asks.
         breaker: when a shard that does not answer is no longer called, and for how long.
         more: further arguments of `sqlalchemy.create_engine`.
+        comments: the application's name, to be put into a comment behind each statement; None puts none.
     """
 
     application_name: str
@@ -66,6 +68,7 @@ class PoolOptions:
     hang_timeout: float | None = 5.0
     breaker: BreakerOptions = field(default_factory=BreakerOptions)
     more: dict[str, Any] = field(default_factory=dict)
+    comments: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("pool_idle", "connect_timeout", "hang_timeout"):
@@ -208,6 +211,8 @@ class ShardEngines:
             engine.__dict__["shardwright_shard"] = shard.name
             translate_errors(engine, shard.name, self._refresh)
             announce_commits(engine)
+            if self.options.comments is not None:
+                comment_statements(engine, self.options.comments, shard.name)
             sa.event.listen(engine, "checkout", self._leave_old_primaries(shard.name))
             self._made[shard.name, driver] = (shard, engine)
             # An engine of a kind makes it likely that the other shards' follow.

@@ -19,6 +19,7 @@ from shardwright import errors
 from shardwright.routing.merging import Finish, Merging, refusal
 from shardwright.routing.multirange import Multirange
 from shardwright.routing.statement import Plan
+from shardwright.session.commenting import ROUTE
 from shardwright.session.finishing import finished, ranks
 from shardwright.session.merge import Merger
 from shardwright.session.narrowing import OwnedRow
@@ -72,7 +73,7 @@ class Scatter:
             execution_options: as for `Connection.execute`.
         """
         params = params or {}
-        options = {**(execution_options or {}), "stream_results": False}
+        options = {**(execution_options or {}), "stream_results": False, ROUTE: "scatter"}
         statement = getattr(statement, "_resolved", statement)
         limit = _value(statement._limit_clause, params)
         if statement._fetch_clause is not None:

@@ -17,6 +17,7 @@ from sqlalchemy.util import EMPTY_DICT
 
 from shardwright import errors
 from shardwright.session import events
+from shardwright.session.commenting import ROUTE
 from shardwright.session.explaining import Explanation
 from shardwright.session.getting import get_many
 from shardwright.session.opening import TRANSACTION_OPTIONS
@@ -91,6 +92,8 @@ class ShardSession(Session):
             begins_with["isolation_level"] = isolation_level
         if read_only is not None:
             begins_with["postgresql_readonly"] = read_only
+        if cluster.comments:
+            begins_with[ROUTE] = "routed" if key is _NO_KEY else "pinned"
         super().__init__(None, **options)
         self.cluster = cluster
         self._driver = driver
