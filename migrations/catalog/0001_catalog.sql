@@ -418,3 +418,36 @@ BEGIN
 END $$;
 CREATE TRIGGER decided_once BEFORE UPDATE OR DELETE ON shardwright.decisions
     FOR EACH ROW EXECUTE FUNCTION shardwright.refuse_second_decision();
+
+-- ------------------------------------------------------------------ ids
+
+-- Who may make which ids. A shard has a number for good. A process is granted a number together with a span of time, and
+-- uses no other: so nothing depends on its clock, on its being alive, or on its noticing that its time is over.
+CREATE TABLE shardwright.generators (
+    number   int PRIMARY KEY CHECK (number BETWEEN 0 AND 1023),
+    -- stays when the shard is removed: its ids are still there
+    shard    text UNIQUE,
+    -- milliseconds of ids (since 2025-01-01 UTC) below which all may have been made; it only grows
+    granted  bigint NOT NULL DEFAULT 0,
+    -- to whom, for people
+    holder   text,
+    at       timestamptz
+);
+INSERT INTO shardwright.generators (number) SELECT generate_series(0, 1023);
+
+-- Milliseconds of ids now.
+CREATE FUNCTION shardwright.ids_clock() RETURNS bigint
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint - 1735689600000
+$$;
+
+CREATE FUNCTION shardwright.refuse_ids_again() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.granted < OLD.granted THEN
+        RAISE EXCEPTION 'ids of generator % were granted up to % already', OLD.number, OLD.granted
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'ids_granted_once';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER ids_granted_once BEFORE UPDATE ON shardwright.generators
+    FOR EACH ROW EXECUTE FUNCTION shardwright.refuse_ids_again();

@@ -15,7 +15,9 @@ CREATE TABLE shardwright.migrations (
 CREATE TABLE shardwright.identity (
     singleton    boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     cluster      uuid NOT NULL,
-    shard        text NOT NULL
+    shard        text NOT NULL,
+    -- the number that is in every id made here, and in no other shard's or process's
+    generator    int CHECK (generator BETWEEN 0 AND 1023)
 );
 
 CREATE TABLE shardwright.ranges (
@@ -230,3 +232,80 @@ BEGIN
     END IF;
 END $$;
 REVOKE ALL ON FUNCTION shardwright.steady(int[]) FROM PUBLIC;
+
+-- ------------------------------------------------------------------ ids
+
+-- 41 bits: milliseconds since 2025-01-01 UTC. 10 bits: generator. 12 bits: count within the millisecond. ids.py says it too.
+-- What was given out last, milliseconds and count in one number. A sequence: it never goes back, whatever is rolled back.
+CREATE SEQUENCE shardwright.ids AS bigint MINVALUE 0 START 0;
+-- The timeline of the server that gave it out.
+CREATE SEQUENCE shardwright.ids_timeline AS bigint MINVALUE 0 START 0;
+
+CREATE FUNCTION shardwright.timeline() RETURNS bigint
+LANGUAGE sql VOLATILE AS $$
+    SELECT ('x' || pg_catalog.lpad(pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8),
+                                   16, '0'))::bit(64)::bigint
+$$;
+SELECT setval('shardwright.ids_timeline', shardwright.timeline());
+
+-- Milliseconds of ids now. A function of its own, for tests of clocks that step back.
+CREATE FUNCTION shardwright.ids_clock() RETURNS bigint
+LANGUAGE sql VOLATILE AS $$
+    SELECT pg_catalog.floor(extract(epoch FROM pg_catalog.clock_timestamp()) * 1000)::bigint - 1735689600000
+$$;
+
+-- An id that no shard and no process has made or will make; ids of one shard grow.
+CREATE FUNCTION shardwright.next_id() RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    mine    int;
+    last    bigint;
+    clock   bigint;
+    lost    bigint := 0;
+    server  bigint;
+    before  bigint;
+BEGIN
+    SELECT i.generator, t.last_value, shardwright.timeline(), shardwright.ids_clock() INTO mine, before, server, clock
+      FROM shardwright.identity i, shardwright.ids_timeline t;
+    IF mine IS NULL THEN
+        RAISE EXCEPTION 'this shard has no number for its ids' USING ERRCODE = '55000', HINT = 'shardwright shard add';
+    END IF;
+    BEGIN
+        -- Everybody who takes a number holds this for a moment: else one who was about to set the sequence forward, and
+        -- was held up, would set it back.
+        PERFORM pg_advisory_xact_lock(1397249860, -2);
+        IF server <> before AND server <> (SELECT last_value FROM shardwright.ids_timeline) THEN
+            -- A standby was promoted. What the old server gave out last may not have reached it: leave a gap of 10 s.
+            lost := 10000;
+            PERFORM setval('shardwright.ids_timeline', server);
+        END IF;
+        last := nextval('shardwright.ids') + (lost << 12);
+        clock := (clock + lost) << 12;
+        IF lost > 0 OR last < clock THEN
+            last := setval('shardwright.ids', greatest(last, clock));
+        END IF;
+        -- Gives the lock back, now and not at the transaction's end. What was done to sequences stays, and so do variables.
+        RAISE SQLSTATE 'SH000';
+    EXCEPTION WHEN SQLSTATE 'SH000' THEN
+    END;
+    RETURN (last >> 12 << 22) | (mine << 12) | (last & 4095);
+END $$;
+
+-- A UUID of version 7: milliseconds, their fraction in 12 bits, and 62 random bits.
+DO $do$
+BEGIN
+    IF current_setting('server_version_num')::int >= 180000 THEN
+        CREATE FUNCTION shardwright.uuid7() RETURNS uuid
+        LANGUAGE sql VOLATILE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS 'SELECT uuidv7()';
+    ELSE
+        CREATE FUNCTION shardwright.uuid7() RETURNS uuid
+        LANGUAGE sql VOLATILE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+            -- gen_random_uuid() has the variant and 62 random bits; 48 bits of milliseconds, the version and 12 bits go before
+            SELECT encode(set_byte(set_byte(
+                       overlay(uuid_send(gen_random_uuid()) PLACING substring(int8send(us / 1000) FROM 3) FROM 1 FOR 6),
+                       6, 112 | (fraction >> 8)::int), 7, (fraction & 255)::int), 'hex')::uuid
+              FROM (SELECT us, us % 1000 * 4096 / 1000 AS fraction
+                      FROM (SELECT floor(extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS us) AS clock) AS now
+        $$;
+    END IF;
+END $do$;

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from shardwright.ids import uuid7
 from shardwright.routing.keys import point, points
 
 if TYPE_CHECKING:
     from shardwright.routing.tables import global_on, local, reference, sharded_by, time_partitioned
     from shardwright.session.async_session import AsyncShardSession
     from shardwright.session.cluster import Cluster
+    from shardwright.session.generating import next_id
     from shardwright.session.session import ShardSession
 
 __all__ = [
@@ -23,6 +25,8 @@ __all__ = [
     "time_partitioned",
     "point",
     "points",
+    "next_id",
+    "uuid7",
 ]
 
 # What needs SQLAlchemy is imported when it is first asked for.
@@ -30,6 +34,7 @@ _LATER = {
     "Cluster": "shardwright.session.cluster",
     "ShardSession": "shardwright.session.session",
     "AsyncShardSession": "shardwright.session.async_session",
+    "next_id": "shardwright.session.generating",
     "sharded_by": "shardwright.routing.tables",
     "reference": "shardwright.routing.tables",
     "global_on": "shardwright.routing.tables",

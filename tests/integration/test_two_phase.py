@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-import psycopg
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -224,7 +223,7 @@ def test_a_lost_answer_of_the_catalog_is_unknown_and_found_out(
         def lost(transaction: str, patience: float) -> bool:
             if decided:
                 decide(transaction, patience)
-            raise psycopg.OperationalError("the connection is lost")
+            raise errors.CannotConnect("the connection is lost")
 
         monkeypatch.setattr(cluster.decider, "commit", lost)
         transfer(session, one, other, 30)
@@ -244,7 +243,7 @@ def test_a_catalog_that_is_away_stops_it_before_anything_is_prepared(
 ) -> None:
     one, other = two_users(shop)
     with shop.connect() as cluster, cluster.sessionmaker(cross_shard="two_phase")() as session:
-        monkeypatch.setattr(cluster.decider, "_dsn", "host=127.0.0.1 port=1 dbname=x")
+        monkeypatch.setattr(cluster._calls, "_dsn", "host=127.0.0.1 port=1 dbname=x")
         transfer(session, one, other, 30)
         with pytest.raises(errors.CannotConnect):
             session.commit()

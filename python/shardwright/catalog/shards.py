@@ -11,8 +11,8 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
-from shardwright import engines, errors
-from shardwright.catalog import adoption, migrations, privileges, probe, references, roster, sites, tables
+from shardwright import engines, errors, ids
+from shardwright.catalog import adoption, generators, migrations, privileges, probe, references, roster, sites, tables
 from shardwright.catalog.roster import Shard, get_shard, list_shards
 from shardwright.catalog.tables import RegisteredTable
 
@@ -100,6 +100,7 @@ def add_shard(
             _refuse_twins(catalog, shard)
             migrations.apply(there, "shard")
             _identify(there, roster.cluster_id(catalog), name)
+            _number(catalog, there, name)
             listed = any(other.name == name for other in list_shards(catalog))
             if not (listed and roster.live_operations(catalog)):
                 # What an operation works on must not change under it; a shard that is new is in none.
@@ -216,6 +217,18 @@ def _identify(there: psycopg.Connection, cluster: str, name: str) -> None:
         )
 
 
+def _number(catalog: psycopg.Connection, there: psycopg.Connection, name: str) -> None:
+    """Let the shard make ids, all of them later than what was made with its number before."""
+    number, first = generators.number_for(catalog, name)
+    there.execute(
+        "UPDATE shardwright.identity SET generator = %s WHERE generator IS DISTINCT FROM %s", (number, number)
+    )
+    there.execute(
+        "SELECT setval('shardwright.ids', %(first)s) FROM shardwright.ids WHERE last_value < %(first)s",
+        {"first": first << ids.COUNT_BITS},
+    )
+
+
 def _record(catalog: psycopg.Connection, shard: Shard) -> None:
     catalog.execute(
         "INSERT INTO shardwright.shards (name, conninfo, replication_conninfo, region, weight, system_identifier, "
@@ -285,3 +298,4 @@ def _forget(catalog: psycopg.Connection, name: str) -> None:
             "DELETE FROM shardwright.shards WHERE name = %(name)s",
         ):
             catalog.execute(statement.encode(), {"name": name})
+        generators.shard_is_gone(catalog, name)

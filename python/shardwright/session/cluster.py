@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -21,7 +22,9 @@ from shardwright.routing.tables import Declaration, declaration_of
 from shardwright.session import outcomes, retries
 from shardwright.session.async_cluster import AsyncCluster
 from shardwright.session.breaker import BreakerOptions
+from shardwright.session.catalog_calls import CatalogCalls
 from shardwright.session.deciding import Decider
+from shardwright.session.generating import Generator, ask_for_grant
 from shardwright.session.instances import MappedKey, mapped_key
 from shardwright.session.loading import Loader
 from shardwright.session.pools import Driver, PoolOptions, ShardEngines
@@ -60,8 +63,10 @@ class Cluster(AsyncCluster):
         #: whether statements carry a comment that says who sent them where, and why there
         self.comments = pool_options.comments is not None
         self._engines = ShardEngines(router, pool_options)
+        self._calls = CatalogCalls(router.catalog_dsn, application)
         #: where transactions that write on several shards are decided
-        self.decider = Decider(router.catalog_dsn, application)
+        self.decider = Decider(self._calls)
+        self._ids = Generator(partial(ask_for_grant, self._calls))
         self._making = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
         #: how sessions wait that are used from threads
@@ -254,10 +259,23 @@ class Cluster(AsyncCluster):
         """
         return self._engines.engine(shard, driver)
 
+    def next_id(self) -> int:
+        """An id that no shard and no process has made or will make: 63 bits, ordered by time; see `shardwright.ids`.
+
+        It is made here; the catalog is asked for a new span of time about once a minute, in the background.
+
+        Raises:
+            CannotConnect, PasswordMissing, NotPrimary, UnfitServer: the catalog cannot be asked, and nothing is left.
+            OperationConflict: all numbers for making ids are in use.
+        """
+        return self._ids.next()
+
     def close(self) -> None:
         """Stop the map's thread, and close the connections that are not in use."""
         self._router.close()
+        self._ids.close()
         self.decider.close()
+        self._calls.close()
         with self._making:
             threads, self._threads = self._threads, None
         if threads is not None:

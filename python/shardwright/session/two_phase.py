@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-import psycopg
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
@@ -134,7 +133,7 @@ class TwoPhase:
     def _decide(self) -> bool:
         try:
             return self._waiting.aside(partial(self._decider.commit, self._id, PATIENCE))
-        except (psycopg.OperationalError, errors.PreconditionError) as lost:
+        except errors.PreconditionError as lost:
             self._forget_parts()
             raise errors.CommitUnknown(
                 f"the catalog's answer to the decision on transaction {self._id} was lost: it may be committed or not",
@@ -150,7 +149,7 @@ class TwoPhase:
         is_noted = False
         try:
             is_noted = self._waiting.aside(partial(self._decider.abort, self._id)) is not None
-        except (psycopg.Error, errors.PreconditionError) as error:
+        except errors.PreconditionError as error:
             # Only this session could have decided to commit it.
             _log.warning("transaction %s is given up, and the catalog was not told: %s", self._id, error)
         whole = not any(driver.is_closed for driver in self._drivers.values())
