@@ -207,10 +207,8 @@ def _give_way(site: PartitionSite, work: Cutting, inbound: tuple[Facts, ...]) ->
 
 
 def _foreign_keys(connection: psycopg.Connection, work: Cutting) -> list[str]:
-    # One that points to a partitioned table has one below it for each partition there, which goes with it.
     rows = connection.execute(
-        "SELECT conname FROM pg_constraint c WHERE conrelid = %s::text::regclass AND contype = 'f' AND NOT EXISTS "
-        "(SELECT FROM pg_constraint up WHERE up.oid = c.conparentid AND up.conrelid = c.conrelid) ORDER BY 1",
+        "SELECT conname FROM pg_constraint WHERE conrelid = %s::text::regclass AND contype = 'f' ORDER BY 1",
         (work.source,),
     ).fetchall()
     return [row[0] for row in rows]
