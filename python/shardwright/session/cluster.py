@@ -27,7 +27,7 @@ from shardwright.session.deciding import Decider
 from shardwright.session.generating import Generator, ask_for_grant
 from shardwright.session.instances import MappedKey, mapped_key
 from shardwright.session.loading import Loader
-from shardwright.session.pools import Driver, PoolOptions, ShardEngines
+from shardwright.session.pools import Driver, PoolOptions, PoolUsage, ShardEngines
 from shardwright.session.refresh import Directory, Mode, Router
 from shardwright.session.session import ShardSession
 from shardwright.session.tasks import InLoop
@@ -297,6 +297,10 @@ class Cluster(AsyncCluster):
     def directory(self) -> Directory:
         """What is known of the catalog."""
         return self._router.now
+
+    def pool_usage(self) -> list[PoolUsage]:
+        """What is in use of this process's pools: each shard that was called has one for each driver."""
+        return self._engines.usage()
 
     def patience(self, waiting: Waiting) -> retries.Patience:
         """How a session waits out a handover.

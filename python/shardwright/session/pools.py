@@ -84,6 +84,20 @@ class PoolOptions:
         return None if self.pool_size == 0 or self.max_overflow < 0 else self.pool_size + self.max_overflow
 
 
+@dataclass(frozen=True, slots=True)
+class PoolUsage:
+    """What is in use of one pool."""
+
+    shard: str
+    driver: Driver
+    #: connections that somebody has
+    in_use: int
+    #: connections that are open, and that nobody has
+    idle: int
+    #: how many there may be; None: any number
+    limit: int | None
+
+
 class ShardEngines:
     """The engines of one process.
 
@@ -143,6 +157,15 @@ class ShardEngines:
                 del self._made[name]
         for engine in found.values():
             await greenlet_spawn(engine.dispose)
+
+    def usage(self) -> list[PoolUsage]:
+        """What is in use of each pool that there is."""
+        found = []
+        for (shard, driver), (_, engine) in list(self._made.items()):
+            pool = engine.pool
+            assert isinstance(pool, sa.QueuePool)
+            found.append(PoolUsage(shard, driver, pool.checkedout(), pool.checkedin(), self.options.most))
+        return found
 
     def admit(self, shard: Shard, answer: tuple[str, int, str]) -> int:
         """Let a new connection in, if it leads to the primary of the database that the catalog knows.
