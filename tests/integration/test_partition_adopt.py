@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+import psycopg
 import pytest
 
 from fix_catalog import Found
 from fix_handmade import HISTORY, MONTHLY, NOW, PARENT, adopted, attached, listed, run
 from shardwright import errors
-from shardwright.catalog import forgetting, tables
+from shardwright.catalog import forgetting, maps, tables
 from shardwright.partition import adopt
 from shardwright.partition.status import status
 from shardwright.partition.tick import tick
@@ -87,3 +89,43 @@ def test_forgetting_leaves_plain_partitions(found: Callable[..., Found]) -> None
     assert cluster.ask("s1", "SELECT count(*) FROM events") == 1
     adopted(cluster)
     assert set(attached(cluster, "s1")) == names
+
+
+def test_sharded_tables_are_guarded_in_every_partition(found: Callable[..., Found]) -> None:
+    cluster = found(2)
+    shard_map = maps.load_map(cluster.catalog)
+    mine = {
+        name: next(user for user in range(99) if shard_map.route("users", user).shard == name) for name in ("s1", "s2")
+    }
+    for name, user in mine.items():
+        run(cluster, name, PARENT, *HISTORY, "CREATE TABLE rest PARTITION OF events DEFAULT")
+        run(cluster, name, f"INSERT INTO events (user_id, at) VALUES ({user}, '2026-01-02'), ({user}, '2026-12-02')")
+    run(cluster, "s1", f"INSERT INTO events (user_id, at) VALUES ({mine['s2']}, '2026-02-02')")
+    wish = Wish(Declaration("sharded", "user_id", "users", policy=Policy("at", "1 month", ahead=2)))
+    with pytest.raises(errors.MisplacedRows, match="s1"):
+        adopted(cluster, wish)
+    assert tables.list_tables(cluster.catalog) == []
+    assert cluster.ask("s1", "SELECT count(*) FROM pg_trigger WHERE tgname LIKE '~shardwright%'") == 0
+    run(cluster, "s1", f"DELETE FROM events WHERE user_id = {mine['s2']}")
+    adopted(cluster, wish)
+    for leaf_name in attached(cluster, "s1"):
+        triggers = f"SELECT count(*) FROM pg_trigger WHERE tgrelid = '\"{leaf_name}\"'::regclass AND tgname LIKE '~shardwright%'"
+        assert cluster.ask("s1", triggers) >= 3, leaf_name
+    for table in ("events", "fat"):
+        with pytest.raises(psycopg.Error) as refusal:
+            run(cluster, "s1", f"INSERT INTO {table} (user_id, at) VALUES ({mine['s2']}, '2026-02-02')")
+        assert refusal.value.sqlstate == "SH001"
+    assert [cluster.ask(name, "SELECT count(*) FROM events") for name in ("s1", "s2")] == [2, 2]
+
+
+@pytest.mark.slow
+def test_reference_tables_are_copied_into_the_same_windows(found: Callable[..., Found]) -> None:
+    cluster = found(2)
+    run(cluster, "s1", PARENT, *HISTORY, "INSERT INTO events (user_id, at) VALUES (1, '2026-01-02'), (2, '2026-11-02')")
+    adopted(cluster, Wish(Declaration("reference", policy=Policy("at", "1 month", ahead=1))))
+    deadline = time.monotonic() + 60
+    while cluster.ask("s2", "SELECT count(*) FROM events") < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert set(attached(cluster, "s1")) == set(attached(cluster, "s2"))
+    forgetting.forget(cluster.catalog, [("public", "events")])

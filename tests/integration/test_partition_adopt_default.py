@@ -70,6 +70,7 @@ def test_few_rows_go_to_windows_of_their_own(found: Callable[..., Found]) -> Non
     assert set(attached(cluster, "s1")) == set(attached(cluster, "s2")) == set(listed(cluster))
 
 
+@pytest.mark.slow
 def test_without_guards_rows_that_are_far_away_are_refused(found: Callable[..., Found]) -> None:
     cluster = found(1)
     run(cluster, "s1", PARENT, OCTOBER, DEFAULT)
@@ -82,6 +83,7 @@ def test_without_guards_rows_that_are_far_away_are_refused(found: Callable[..., 
     assert list(attached(cluster, "s1")) == ["events_p2026_11", "events_p2026_12", "october"]
 
 
+@pytest.mark.slow
 def test_only_a_default_partition(found: Callable[..., Found]) -> None:
     cluster = found(1)
     run(cluster, "s1", PARENT, DEFAULT)
@@ -119,7 +121,11 @@ def test_many_rows_become_one_window_that_is_split(
 
 
 @pytest.mark.parametrize(
-    ("more", "said"), [("2026-06-01", "before and behind other partitions"), ("2999-01-01", "rows from 2026-12-01")]
+    ("more", "said"),
+    [
+        ("2026-06-01", "before and behind other partitions"),
+        pytest.param("2999-01-01", "rows from 2026-12-01", marks=pytest.mark.slow),
+    ],
 )
 def test_many_rows_that_do_not_lie_together(
     found: Callable[..., Found], monkeypatch: pytest.MonkeyPatch, more: str, said: str
@@ -183,6 +189,7 @@ def test_rows_that_are_referred_to_and_views_of_it(found: Callable[..., Found]) 
         run(cluster, "s1", "INSERT INTO notes VALUES (1, 1, '2026-11-03')")
 
 
+@pytest.mark.slow
 def test_an_interrupted_one_goes_on(found: Callable[..., Found], monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = found(2)
     for name in ("s1", "s2"):
@@ -202,6 +209,7 @@ def test_an_interrupted_one_goes_on(found: Callable[..., Found], monkeypatch: py
     assert set(attached(cluster, "s1")) == set(attached(cluster, "s2")) == set(listed(cluster))
 
 
+@pytest.mark.slow
 def test_a_clock_that_passed_the_cut(found: Callable[..., Found], monkeypatch: pytest.MonkeyPatch) -> None:
     """What was decided and cannot be any more is told, and there is a way out."""
     monkeypatch.setattr("shardwright.partition.handmade.COUNTED", 3)

@@ -129,7 +129,7 @@ def test_settings_that_may_not_be_read(database: str) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pg_partsmith") is None, reason="pg-partsmith is not installed")
-@pytest.mark.parametrize("column", ["timestamptz", "uuid"])
+@pytest.mark.parametrize("column", ["uuid", pytest.param("timestamptz", marks=pytest.mark.slow)])
 def test_a_table_of_pg_partsmith(found: Callable[..., Found], column: str) -> None:
     from pg_partsmith import (
         CreateAhead,
