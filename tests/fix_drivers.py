@@ -25,7 +25,7 @@ from shardwright import AsyncShardSession, Cluster, ShardSession
 from shardwright.session.pools import Driver
 
 #: What a driver is called in a test's name.
-DRIVERS: dict[Driver, str] = {"psycopg": "sync", "psycopg_async": "async"}
+DRIVERS: dict[Driver, str] = {"psycopg": "sync", "psycopg_async": "async", "asyncpg": "asyncpg"}
 
 
 @pytest.fixture

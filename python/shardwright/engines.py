@@ -10,7 +10,7 @@ import os
 import re
 import socket
 import weakref
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import psycopg
@@ -18,17 +18,7 @@ from psycopg import conninfo
 
 from shardwright import errors
 
-
-class Closable(Protocol):
-    """A connection of an event loop."""
-
-    async def close(self) -> None:
-        """Close it."""
-        ...
-
-
 C = TypeVar("C", bound=psycopg.Connection[Any])
-A = TypeVar("A", bound=Closable)
 
 #: Settings of every connection of ours. Text forms must not depend on the server's configuration, RLS must raise
 #: instead of hiding rows, and no server-side timeout may end a guard transaction or a snapshot.
@@ -48,7 +38,8 @@ PINNED = {
     "synchronous_commit": "on",
 }
 
-_KEEPALIVES = {"keepalives_idle": "10", "keepalives_interval": "5", "keepalives_count": "3"}
+#: By which the system notices a peer that has gone.
+KEEPALIVES = {"keepalives_idle": "10", "keepalives_interval": "5", "keepalives_count": "3"}
 _SECRETS = re.compile(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)|(//[^:/@\s]*:)[^@\s]*(@)", re.IGNORECASE)
 
 
@@ -56,7 +47,12 @@ _SECRETS = re.compile(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)|(//[^:/@\s]*:)[
 _opened: weakref.WeakSet[psycopg.BaseConnection[Any]] = weakref.WeakSet()
 
 
-def _remember(opened: object) -> None:
+def remember(opened: object) -> None:
+    """Cut a connection off in every child that this process forks.
+
+    Args:
+        opened: the connection; only libpq's have something to say when they are let go.
+    """
     if isinstance(opened, psycopg.BaseConnection):
         _opened.add(opened)
 
@@ -152,14 +148,14 @@ def subscription_conninfo(shard: HasSubscribersConninfo) -> str:
 
 
 def _open(what: str, dsn: str, application_name: str, password: str | None, **extra: str) -> psycopg.Connection:
-    options = {"connect_timeout": "10", **_KEEPALIVES, **extra, "application_name": application_name}
+    options = {"connect_timeout": "10", **KEEPALIVES, **extra, "application_name": application_name}
     if password is not None:
         options["password"] = password
     try:
         opened = psycopg.Connection.connect(
             conninfo.make_conninfo(dsn, **options), autocommit=True, prepare_threshold=None
         )
-        _remember(opened)
+        remember(opened)
         return opened
     except psycopg.ProgrammingError as error:
         raise errors.BadOption(f"not a connection string for {what}: {redact(str(error)).strip()}") from None
@@ -319,7 +315,7 @@ class ShardDialer:
         wanted = {
             "target_session_attrs": "primary",
             "connect_timeout": str(max(2, round(connect_timeout))),
-            **_KEEPALIVES,
+            **KEEPALIVES,
             "tcp_user_timeout": "10000",
         }
         self._more = {name: value for name, value in wanted.items() if name not in asked}
@@ -381,48 +377,12 @@ class ShardDialer:
             except psycopg.OperationalError as error:
                 said.append(error)
                 continue
-            _remember(opened)
+            remember(opened)
             try:
                 vet(opened)
             except BaseException as error:
                 opened.close()
                 if not isinstance(error, (errors.ShardUnavailable, psycopg.OperationalError)):
-                    raise
-                said.append(error)
-                continue
-            self.served(at)
-            return opened
-        raise self.unavailable(said) from None
-
-    async def open_async(
-        self,
-        connect: Callable[[str], Awaitable[A]],
-        vet: Callable[[A], Awaitable[None]],
-        failures: tuple[type[Exception], ...],
-    ) -> A:
-        """A connection for an event loop.
-
-        Args:
-            connect: opens it, in autocommit mode, by one of `places`.
-            vet: awaited with it; raises ShardUnavailable where it must not be used.
-            failures: what the driver raises where a host does not serve.
-
-        Raises:
-            ShardUnavailable: no host serves.
-        """
-        said: list[Exception] = []
-        for at, place in enumerate(self.places()):
-            try:
-                opened = await connect(place)
-            except failures as error:
-                said.append(error)
-                continue
-            _remember(opened)
-            try:
-                await vet(opened)
-            except BaseException as error:
-                await opened.close()
-                if not isinstance(error, Exception) or not isinstance(error, (errors.ShardUnavailable, *failures)):
                     raise
                 said.append(error)
                 continue

@@ -114,7 +114,7 @@ def translate(shard: str, error: BaseException, connection: Guarded | None) -> e
         return errors.ShardMoved(f"shard {shard}: {said}", fix="run the transaction again", shard=shard)
     if state == _REFUSED:
         return errors.WriteRefused(said, fix=_field(error, "message_hint", "hint") or "", shard=shard)
-    if connection is not None and connection.is_closed:
+    if connection is not None and connection.is_lost:
         lost = ConnectionLost(
             f"the connection to shard {shard} was lost: {said}", fix="run the transaction again", shard=shard
         )

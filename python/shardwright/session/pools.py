@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -114,7 +115,8 @@ class ShardEngines:
         #: how the engine of a driver is made for a shard; it vets its new connections by `admit`
         self._makers: dict[Driver, Callable[[Shard, engines.ShardDialer, Health], Engine]] = {
             "psycopg": self._psycopg,
-            "psycopg_async": self._psycopg_async,
+            "psycopg_async": partial(self._for_loop, async_engines.psycopg_engine),
+            "asyncpg": partial(self._for_loop, async_engines.asyncpg_engine),
         }
 
     def begin_anew(self) -> None:
@@ -306,11 +308,13 @@ class ShardEngines:
 
         return engine
 
-    def _psycopg_async(self, shard: Shard, dialer: engines.ShardDialer, health: Health) -> Engine:
+    def _for_loop(
+        self, make: Callable[..., Engine], shard: Shard, dialer: engines.ShardDialer, health: Health
+    ) -> Engine:
         def admit(answer: tuple[str, int, str]) -> int:
             return self.admit(shard, answer)
 
-        return async_engines.psycopg_engine(dialer, WHO, admit, health, self.options)
+        return make(dialer, WHO, admit, health, self.options)
 
     def _refresh(self) -> None:
         self._router.refresh(beyond=self._router.now.map.version)

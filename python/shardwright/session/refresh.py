@@ -26,6 +26,7 @@ from shardwright import engines, errors
 from shardwright.catalog import maps, migrations, roster
 from shardwright.routing.shard_map import ShardMap
 from shardwright.routing.tables import Declaration
+from shardwright.session.waiting import Bell
 
 Mode = Literal["listen", "poll", "never"]
 
@@ -113,7 +114,8 @@ class Router:
         self._poll_seconds = poll_seconds
         self._asking = threading.Lock()
         self._catalog: psycopg.Connection[Any] | None = None
-        self._changed = threading.Condition()
+        self._changing = threading.Lock()
+        self._bells: set[Bell] = set()
         self._stopping = threading.Event()
         self._read_at = 0.0
         self._down_until = 0.0
@@ -190,18 +192,22 @@ class Router:
                 _log.warning("cannot refresh the shard map, keeping version %d: %s", self.now.map.version, error)
         return self.now
 
-    def wait(self, beyond: int, seconds: float) -> bool:
+    def wait(self, bell: Bell, beyond: int, seconds: float) -> None:
         """Wait for a higher version of the map to arrive by itself.
 
         Args:
+            bell: of whoever waits.
             beyond: the version that is not enough.
             seconds: at most.
-
-        Returns:
-            Whether it has.
         """
-        with self._changed:
-            return self._changed.wait_for(lambda: self.now.map.version > beyond, seconds)
+        with self._changing:
+            self._bells.add(bell)
+        try:
+            if self.now.map.version <= beyond:
+                bell.wait(seconds)
+        finally:
+            with self._changing:
+                self._bells.discard(bell)
 
     def note_timeline(self, shard: str, timeline: int) -> None:
         """Have the catalog remember on which timeline a shard's primary was seen; soon, and by the thread, if there is one.
@@ -296,11 +302,12 @@ class Router:
 
     def _adopt(self, found: Directory) -> None:
         self._read_at = time.monotonic()
-        with self._changed:
+        with self._changing:
             # A standby or a restored backup may be behind: versions only grow here.
             if found.map.version >= self.now.map.version:
                 self.now = found
-                self._changed.notify_all()
+                for bell in self._bells:
+                    bell.ring()
 
     def _open(self) -> psycopg.Connection[Any]:
         return engines.connect_catalog(self.catalog_dsn, f"shardwright router {self._application}")

@@ -84,7 +84,7 @@ class Patience:
             ) from error
         began = time.perf_counter()
         if self._waiting.aside(partial(self._router.refresh, version)).map.version == version:
-            self._waiting.aside(partial(self._router.wait, version, self._backoff.pause()))
+            self._router.wait(self._waiting.bell(), version, self._backoff.pause())
         if events.hook is not None:
             events.hook(events.Waited(time.perf_counter() - began))
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 import time
+import weakref
 from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection, QueuePool
 from sqlalchemy.pool.base import ConnectionPoolEntry
+from sqlalchemy.util import await_only
 from sqlalchemy.util.queue import Queue
 
+from shardwright import errors
 from shardwright.session.health import Health
+from shardwright.session.tasks import at_once
 
 
 class _Guarding(QueuePool):
@@ -75,4 +82,92 @@ class ShardPool(_Guarding):
 
 
 class AsyncShardPool(_Guarding, AsyncAdaptedQueuePool):
-    """For an event loop."""
+    """For the tasks of one event loop at a time.
+
+    SQLAlchemy's own gives a connection to whoever asks first when one is free, past those who wait: under load some would
+    wait for ever. Here everybody waits in line.
+    """
+
+    #: seconds after which a connection that nobody uses is closed; None keeps it
+    idle: float | None = None
+    _loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
+    _line: asyncio.Semaphore
+    _timer: asyncio.TimerHandle | None = None
+
+    def connect(self) -> PoolProxiedConnection:
+        """A connection, unless the shard's breaker is open.
+
+        Raises:
+            BadOption: another event loop uses the pool.
+            ShardUnavailable: the shard cannot be reached.
+            sqlalchemy.exc.TimeoutError: all connections are in use for too long.
+        """
+        loop = asyncio.get_running_loop()
+        known = self._loop() if self._loop is not None else None
+        if known is not loop:
+            self._enter_loop(loop, known)
+        return super().connect()
+
+    def _enter_loop(self, loop: asyncio.AbstractEventLoop, before: asyncio.AbstractEventLoop | None) -> None:
+        if before is not None and before.is_running():
+            raise errors.BadOption(
+                "a cluster's asynchronous sessions are used from two event loops", fix="make a Cluster for each of them"
+            )
+        if self._loop is not None:
+            # What is open belongs to a loop that has ended.
+            at_once(self.dispose)
+            self._pool.__dict__.pop("_queue", None)
+        self._loop = weakref.ref(loop)
+        self._timer = None
+        self._line = asyncio.Semaphore(self.size() + self._max_overflow if self._max_overflow >= 0 else sys.maxsize)
+
+    def recreate(self) -> QueuePool:
+        """As SQLAlchemy's."""
+        made = super().recreate()
+        assert isinstance(made, AsyncShardPool)
+        made.idle = self.idle
+        return made
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        try:
+            await_only(
+                asyncio.wait_for(self._line.acquire(), self._timeout) if self._line.locked() else self._line.acquire()
+            )
+        except TimeoutError:
+            raise sa.exc.TimeoutError(
+                f"all {self.size() + max(0, self._max_overflow)} connections to the shard were in use "
+                f"for {self._timeout:g} s: pool_size and max_overflow say how many there may be",
+                code="3o7r",
+            ) from None
+        try:
+            return super()._do_get()
+        except BaseException:
+            self._line.release()
+            raise
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        record.info["idle_since"] = time.monotonic()
+        super()._do_return_conn(record)
+        self._line.release()
+        if (
+            self.idle is not None
+            and self._timer is None
+            and (loop := self._loop and self._loop())
+            and loop.is_running()
+        ):
+            self._timer = loop.call_later(self.idle, self._reap)
+
+    def _reap(self) -> None:
+        assert self.idle is not None
+        self._timer = None
+        queue: Any = self._pool
+        resting: list[ConnectionPoolEntry] = queue._queue._queue
+        # The last one given back is the first one taken: the one that rests longest is at the other end.
+        while resting and (left := resting[0].info["idle_since"] + self.idle - time.monotonic()) <= 0:
+            record = resting.pop(0)
+            try:
+                at_once(record.close)
+            finally:
+                self._dec_overflow()
+        if resting:
+            self._timer = asyncio.get_running_loop().call_later(max(left, 0.01), self._reap)

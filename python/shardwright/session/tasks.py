@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy.util import await_only, greenlet_spawn
 
@@ -32,11 +33,33 @@ class InLoop:
         """See `Waiting.pause`."""
         await_only(asyncio.sleep(seconds))
 
+    def bell(self) -> TaskBell:
+        """See `Waiting.bell`."""
+        return TaskBell()
+
     def aside(self, call: Callable[[], T]) -> T:
         """See `Waiting.aside`."""
         within = contextvars.copy_context()
         loop = asyncio.get_running_loop()
         return await_only(_end_of(loop.run_in_executor(self._executor(), partial(within.run, call))))
+
+
+class TaskBell:
+    """For a task that waits."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._rung = asyncio.Event()
+
+    def ring(self) -> None:
+        """See `Bell.ring`."""
+        with contextlib.suppress(RuntimeError):  # the event loop has ended, and nobody waits any more
+            self._loop.call_soon_threadsafe(self._rung.set)
+
+    def wait(self, seconds: float) -> None:
+        """See `Bell.wait`."""
+        with contextlib.suppress(TimeoutError):
+            await_only(asyncio.wait_for(self._rung.wait(), seconds))
 
 
 class Started(Generic[T]):
@@ -82,6 +105,57 @@ async def _end_of(future: asyncio.Future[T], cancel: Callable[[], object] | None
             future.exception()  # so that nobody says that it was never looked at
         raise cancelled
     return future.result()
+
+
+#: Whether connections are closed without a word, because nobody can wait for the answer.
+in_a_hurry: contextvars.ContextVar[bool] = contextvars.ContextVar("in_a_hurry", default=False)
+
+
+def at_once(close: Callable[[], object]) -> None:
+    """Close connections of an event loop without waiting for it, from wherever: it may have ended.
+
+    Args:
+        close: what does so, in one of SQLAlchemy's greenlets; it finds `in_a_hurry` set.
+    """
+    closing = greenlet_spawn(close)
+
+    def begin() -> None:
+        in_a_hurry.set(True)
+        closing.send(None)
+
+    try:
+        contextvars.copy_context().run(begin)
+    except StopIteration:
+        return
+    closing.close()
+    raise AssertionError("closing a connection waited for its event loop")
+
+
+async def to_its_end(work: Coroutine[Any, Any, T], grace: float, give_up: Callable[[], object]) -> T:
+    """Await something that must not be cancelled half-way: whoever waits is cancelled when it has ended.
+
+    Args:
+        work: what is awaited.
+        grace: seconds for which it may go on after that.
+        give_up: called when it takes longer; it makes it end.
+
+    Raises:
+        CancelledError: whoever waits was cancelled; what became of it is its cause, if it failed.
+        BaseException: what it raised.
+    """
+    task = asyncio.get_running_loop().create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError as cancelled:
+        try:
+            await asyncio.wait((task,), timeout=grace)
+        finally:
+            if not task.done():
+                give_up()
+        failed = await asyncio.gather(task, return_exceptions=True)
+        if isinstance(failed[0], BaseException):
+            raise cancelled from failed[0]
+        raise
 
 
 def in_greenlet(work: Callable[[], Awaitable[T]]) -> Callable[[], T]:

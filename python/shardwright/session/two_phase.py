@@ -118,7 +118,7 @@ class TwoPhase:
             with opening.speaking_to(connection):
                 said = driver.command(f"PREPARE TRANSACTION '{decisions.gid(self._cluster, self._id, shard)}'")
         except (errors.SessionError, sa.exc.DBAPIError) as error:
-            if not driver.is_closed:
+            if not driver.is_lost:
                 self._perhaps_prepared.discard(shard)
             raise _refused(shard, error) or error from error
         if said != "PREPARE TRANSACTION":
@@ -152,7 +152,7 @@ class TwoPhase:
         except errors.PreconditionError as error:
             # Only this session could have decided to commit it.
             _log.warning("transaction %s is given up, and the catalog was not told: %s", self._id, error)
-        whole = not any(driver.is_closed for driver in self._drivers.values())
+        whole = not any(driver.is_lost for driver in self._drivers.values())
         if self._end("ROLLBACK", settle=is_noted and whole):
             reach("tx.rolled_back")
 
@@ -221,7 +221,7 @@ def _tell(waiting: Waiting, engine_of: Callable[[str], Engine], shard: str, text
     )
     while True:
         try:
-            if own is not None and not own.is_closed:
+            if own is not None and not own.is_lost:
                 own.command(text)
             else:
                 with engine.connect() as connection:

@@ -6,6 +6,7 @@ things at the same time, they ask their `Waiting`, and know nothing of threads o
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
@@ -30,6 +31,22 @@ class Pending(Protocol[T_co]):
         ...
 
 
+class Bell(Protocol):
+    """What somebody waits for who knows nothing of threads and tasks."""
+
+    def ring(self) -> object:
+        """Wake whoever waits; from any thread."""
+        ...
+
+    def wait(self, seconds: float) -> object:
+        """Wait until it has rung.
+
+        Args:
+            seconds: at most.
+        """
+        ...
+
+
 class Waiting(Protocol):
     """How a session waits."""
 
@@ -49,8 +66,12 @@ class Waiting(Protocol):
         """
         ...
 
+    def bell(self) -> Bell:
+        """A bell to wait for."""
+        ...
+
     def aside(self, call: Callable[[], T]) -> T:
-        """Make a call that blocks its thread, on the catalog or on a condition, without holding up anybody else.
+        """Make a call that blocks its thread, on the catalog for example, without holding up anybody else.
 
         It has ended when this returns or raises, also where whoever waits was cancelled meanwhile.
 
@@ -78,9 +99,28 @@ class InThreads:
         """See `Waiting.pause`."""
         time.sleep(seconds)
 
+    def bell(self) -> Bell:
+        """See `Waiting.bell`."""
+        return ThreadBell()
+
     def aside(self, call: Callable[[], T]) -> T:
         """See `Waiting.aside`."""
         return call()
+
+
+class ThreadBell:
+    """For a thread that waits."""
+
+    def __init__(self) -> None:
+        self._rung = threading.Event()
+
+    def ring(self) -> None:
+        """See `Bell.ring`."""
+        self._rung.set()
+
+    def wait(self, seconds: float) -> None:
+        """See `Bell.wait`."""
+        self._rung.wait(seconds)
 
 
 def together(waiting: Waiting, calls: Sequence[Callable[[], T]]) -> list[T]:

@@ -194,7 +194,7 @@ class Guarded:
         raise NotImplementedError
 
     @property
-    def is_closed(self) -> bool:
+    def is_lost(self) -> bool:
         """Whether the connection is of no use any more."""
         raise NotImplementedError
 

@@ -135,7 +135,7 @@ class PsycopgGuarded(Guarded, psycopg.BaseConnection[Any]):
         return self.pgconn.transaction_status == _FAILED
 
     @property
-    def is_closed(self) -> bool:
+    def is_lost(self) -> bool:
         """See `Guarded`."""
         return self.closed
 
