@@ -61,6 +61,11 @@ class Merger:
         self._default_by_code_point = default_by_code_point
         self._ranks = ranks
 
+    @property
+    def has_order(self) -> bool:
+        """Whether the rows have an order at all."""
+        return bool(self._order)
+
     def in_order(self, parts: Sequence[Sequence[Row]]) -> Iterator[Row]:
         """The rows of all shards, in order.
 

@@ -218,6 +218,9 @@ class Pinned:
     def before_commit(self) -> None:
         """The transaction is about to be committed."""
 
+    def end(self) -> None:
+        """The session gives its connection back."""
+
     @contextmanager
     def bulk(self, rows: Iterable[tuple[Any, Any]]) -> Iterator[None]:
         """For SQLAlchemy's older bulk methods: check every row's key first."""

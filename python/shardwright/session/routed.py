@@ -225,7 +225,7 @@ class Routed:
         """Shards that serve some keys each: they are read through the ranges that were entered."""
         self._shards.open_all(target.ranges, whole=False)
         connections = {shard: self._shards.connection(shard) for shard in target.ranges}
-        return Scatter(self._cluster, self._session.waiting, target.plan, target.merging, connections, target.points)
+        return self._scatter(target, connections, target.points)
 
     def _ask_all(self, target: Everywhere, patience: Patience) -> Scatter:
         """Every shard that serves a part of the keyspace."""
@@ -250,7 +250,18 @@ class Routed:
                     self._shards.driver(shard).served = None
             patience.after(_handed_over(keyspace), shard_map.version)
         connections = {shard: self._shards.connection(shard) for shard in shards}
-        return Scatter(self._cluster, self._session.waiting, target.plan, target.merging, connections, narrow)
+        return self._scatter(target, connections, narrow)
+
+    def _scatter(
+        self, target: Some | Everywhere, connections: Mapping[str, Connection], narrow: Mapping[str, Multirange]
+    ) -> Scatter:
+        shards, plan, merging = self._shards, target.plan, target.merging
+        streams = shards.note_stream, shards.forget
+        return Scatter(self._cluster, self._session.waiting, plan, merging, connections, narrow, *streams)
+
+    def end(self) -> None:
+        """The session gives its connections back: nobody reads on."""
+        self._shards.close_streams()
 
     # ------------------------------------------------------------------ objects
 

@@ -21,13 +21,16 @@ from shardwright.routing.multirange import Multirange
 from shardwright.routing.statement import Plan
 from shardwright.session.commenting import ROUTE
 from shardwright.session.finishing import finished, ranks
-from shardwright.session.merge import Merger
+from shardwright.session.merge import Merger, Ranks
 from shardwright.session.narrowing import OwnedRow
+from shardwright.session.streaming import Stream, start_stream
 from shardwright.session.waiting import Waiting, together
 
 if TYPE_CHECKING:
     from shardwright.session.cluster import Cluster
 
+#: Rows that are fetched at once where the caller says nothing.
+_BLOCK = 1000
 _DEFAULT_COLLATION = """
 SELECT pg_catalog.current_setting('server_encoding') = 'UTF8'
    AND (d.datlocprovider::text = 'b' OR (d.datlocprovider::text = 'c' AND d.datcollate IN ('C', 'POSIX', 'C.utf8', 'C.UTF-8')))
@@ -46,6 +49,8 @@ class Scatter:
         merging: how the answers are put together.
         connections: a connection a shard, its transaction begun.
         narrow: the points that each shard is read through; a shard that is read whole is not in it.
+        on_stream: told of a stream, which fetches on these connections until it is closed.
+        ended: called with the name of a shard whose transaction a stream has ended.
     """
 
     def __init__(
@@ -56,6 +61,8 @@ class Scatter:
         merging: Merging,
         connections: Mapping[str, Connection],
         narrow: Mapping[str, Multirange],
+        on_stream: Callable[[Stream], None],
+        ended: Callable[[str], None],
     ) -> None:
         self._cluster = cluster
         self._waiting = waiting
@@ -63,6 +70,8 @@ class Scatter:
         self._merging = merging
         self._connections = connections
         self._narrow = narrow
+        self._on_stream = on_stream
+        self._ended = ended
 
     def execute(self, statement: Any, params: Any = None, *, execution_options: Any = None) -> CursorResult[Any]:
         """Ask each shard and merge the answers; as `Connection.execute`.
@@ -73,14 +82,17 @@ class Scatter:
             execution_options: as for `Connection.execute`.
         """
         params = params or {}
-        options = {**(execution_options or {}), "stream_results": False, ROUTE: "scatter"}
         statement = getattr(statement, "_resolved", statement)
+        options = {**statement._execution_options, **(execution_options or {}), ROUTE: "scatter"}
         limit = _value(statement._limit_clause, params)
         if statement._fetch_clause is not None:
             limit = _value(statement._fetch_clause, params)
         offset = _value(statement._offset_clause, params) or 0
         asked = _asked(statement, self._merging.finish, offset, limit)
         self._check_functions()
+        if self._merging.finish is None and (options.get("stream_results") or options.get("yield_per")):
+            return self._stream(asked, params, options, offset, limit)
+        options["stream_results"] = False
 
         def asking(shard: str, connection: Connection) -> Callable[[], tuple[CursorResult[Any], list[Any]]]:
             def ask() -> tuple[CursorResult[Any], list[Any]]:
@@ -108,6 +120,26 @@ class Scatter:
         first.cursor_strategy = FullyBufferedCursorFetchStrategy(first.cursor, initial_buffer=rows)
         return first
 
+    def _merger(self, types: Sequence[Any], asking: Ranks) -> Merger:
+        return Merger(self._merging.order, types, self._default_by_code_point(), asking)
+
+    def _stream(
+        self, asked: Any, params: Any, options: dict[str, Any], offset: int, limit: int | None
+    ) -> CursorResult[Any]:
+        """A cursor on each shard, whose rows are fetched while others are looked at."""
+        size = int(options.get("yield_per") or options.get("max_row_buffer") or _BLOCK)
+        options = {**options, "stream_results": True, "max_row_buffer": size}
+        self._default_by_code_point()
+
+        def opening(shard: str, connection: Connection) -> Callable[[], CursorResult[Any]]:
+            return lambda: connection.execute(self._narrowed(asked, shard), params, execution_options=options)
+
+        opened = together(self._waiting, [opening(*item) for item in self._connections.items()])
+        answers = list(zip(self._connections, opened, strict=True))
+        result, stream = start_stream(self._waiting, answers, size, self._merger, offset, limit, self._ended)
+        self._on_stream(stream)
+        return result
+
     def _put_together(
         self,
         first: CursorResult[Any],
@@ -122,8 +154,7 @@ class Scatter:
             groups = finished(merging.finish, [row for part in parts for row in part], offset, limit, ask)
             return [(*row, *nothing) for row in groups]
         assert first.cursor is not None
-        types: list[Any] = [column[1] for column in first.cursor.description]
-        merger = Merger(merging.order, types, self._default_by_code_point(), partial(ranks, ask=ask))
+        merger = self._merger([column[1] for column in first.cursor.description], partial(ranks, ask=ask))
         end = None if limit is None else offset + limit
         return list(islice(merger.in_order(parts), offset, end))
 

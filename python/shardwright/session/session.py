@@ -245,6 +245,16 @@ class ShardSession(Session):
         """
         return get_many(self, entity, keys, options)
 
+    def close(self) -> None:
+        """As `Session.close`; what is being streamed is cancelled."""
+        self._way.end()
+        super().close()
+
+    def rollback(self) -> None:
+        """As `Session.rollback`; what is being streamed is cancelled."""
+        self._way.end()
+        super().rollback()
+
     def flush(self, objects: Sequence[Any] | None = None) -> None:
         """As `Session.flush`; each object goes to the shard of its key."""
         if self._is_clean():

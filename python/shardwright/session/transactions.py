@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
@@ -15,6 +16,7 @@ from shardwright.session.faults import translate
 from shardwright.session.pinned import forget_connections
 from shardwright.session.targets import one_shard_only
 from shardwright.session.two_phase import TwoPhase
+from shardwright.session.streaming import Stream
 from shardwright.session.waiting import together
 from shardwright.session.wire import Guarded
 
@@ -47,6 +49,7 @@ class ShardTransactions:
         self._open: dict[str, Connection] = {}
         self._ready: dict[str, Connection] = {}
         self._wanted: dict[str, set[int]] = {}
+        self._streams: WeakSet[Stream] = WeakSet()
 
     def engine(self, shard: str) -> opening.SessionEngine:
         """The session's engine for a shard."""
@@ -63,6 +66,7 @@ class ShardTransactions:
             shard: the shard's name.
             ranges: ids of ranges.
         """
+        self.settle_streams()
         wanted = set(ranges) if self._strict else set()
         if self.is_open(shard):
             self.driver(shard).want(self._not_served(shard, wanted))
@@ -115,6 +119,20 @@ class ShardTransactions:
         if connection is not None:
             forget_connections(self._session, connection)
 
+    def note_stream(self, stream: Stream) -> None:
+        """From now on a stream fetches on connections of these transactions, until it is closed."""
+        self._streams.add(stream)
+
+    def settle_streams(self) -> None:
+        """Wait until no stream uses a connection: what comes next needs it."""
+        for stream in list(self._streams):
+            stream.settle()
+
+    def close_streams(self) -> None:
+        """The transactions end: what streams are fetching is cancelled."""
+        for stream in list(self._streams):
+            stream.close()
+
     @contextmanager
     def beginning_with(self, options: dict[str, Any]) -> Iterator[None]:
         """Let transactions that begin meanwhile have options of their own."""
@@ -134,6 +152,7 @@ class ShardTransactions:
         Returns:
             The shards on which a transaction was begun for it.
         """
+        self.settle_streams()
         new = [shard for shard in sorted(wanted) if not self.is_open(shard)]
         made: dict[str, Connection] = {}
         try:
@@ -159,6 +178,7 @@ class ShardTransactions:
         Raises:
             CrossShardTransaction: two have.
         """
+        self.settle_streams()
         drivers = {shard: self.driver(shard) for shard in self.in_use()}
         if len(drivers) < 2 or self.two_phase:
             return
