@@ -23,7 +23,9 @@ from shardwright.session import outcomes, retries
 from shardwright.session.async_cluster import AsyncCluster
 from shardwright.session.breaker import BreakerOptions
 from shardwright.session.catalog_calls import CatalogCalls
+from shardwright.session.crossings import Crossings
 from shardwright.session.deciding import Decider
+from shardwright.session.forking import begin_anew_with
 from shardwright.session.generating import Generator, ask_for_grant
 from shardwright.session.instances import MappedKey, mapped_key
 from shardwright.session.loading import Loader
@@ -67,8 +69,11 @@ class Cluster(AsyncCluster):
         #: where transactions that write on several shards are decided
         self.decider = Decider(self._calls)
         self._ids = Generator(partial(ask_for_grant, self._calls))
+        #: transactions that wait for a further shard's pool
+        self.crossings = Crossings(pool_options.most)
         self._making = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
+        begin_anew_with(self)
         #: how sessions wait that are used from threads
         self.waiting: Waiting = InThreads(self._executor)
         self.waiting_in_loop = InLoop(self._executor)
@@ -270,6 +275,15 @@ class Cluster(AsyncCluster):
         """
         return self._ids.next()
 
+    def find(self, criterion: Any) -> Any:
+        """The shard key of the row that has a value which is unique across shards; see `ShardSession.find_key`.
+
+        Args:
+            criterion: ``User.email == "a@example.org"``.
+        """
+        with self._own_sessions() as session:
+            return session.find_key(criterion)
+
     def close(self) -> None:
         """Stop the map's thread, and close the connections that are not in use."""
         self._router.close()
@@ -343,9 +357,20 @@ class Cluster(AsyncCluster):
             found = self._mapped[mapper] = mapped_key(mapper, self.declaration)
         return found
 
+    def begin_anew(self) -> None:
+        """In the child of a fork: nothing of the parent's threads and connections is used."""
+        self._making = threading.Lock()
+        self._threads = None
+        self._router.begin_anew()
+        self._engines.begin_anew()
+        for each in (self._calls, self.decider, self._ids, self.crossings):
+            each.begin_anew()
+
     def _executor(self) -> ThreadPoolExecutor:
         """Threads in which shards are asked at the same time."""
         with self._making:
             if self._threads is None:
-                self._threads = ThreadPoolExecutor(32, thread_name_prefix="shardwright-scatter")
+                # One for each connection that there may be: none of those who wait for a shard takes another's place.
+                most = (self._engines.options.most or 100) * max(2, len(self.directory.shards))
+                self._threads = ThreadPoolExecutor(max(32, most), thread_name_prefix="shardwright-scatter")
             return self._threads

@@ -11,12 +11,13 @@ from weakref import WeakSet
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
+from shardwright import errors
 from shardwright.session import opening
 from shardwright.session.faults import translate
 from shardwright.session.pinned import forget_connections
+from shardwright.session.streaming import Stream
 from shardwright.session.targets import one_shard_only
 from shardwright.session.two_phase import TwoPhase
-from shardwright.session.streaming import Stream
 from shardwright.session.waiting import together
 from shardwright.session.wire import Guarded
 
@@ -142,12 +143,19 @@ class ShardTransactions:
         finally:
             self._options = before
 
-    def open_all(self, wanted: Mapping[str, Iterable[int]], *, whole: bool) -> list[str]:
+    def open_all(
+        self,
+        wanted: Mapping[str, Iterable[int]],
+        *,
+        whole: bool,
+        missing: dict[str, errors.ShardUnavailable] | None = None,
+    ) -> list[str]:
         """Have a transaction on each of some shards, with its ranges or the whole shard entered, all at the same time.
 
         Args:
             wanted: ids of ranges, by shard.
             whole: enter the shards as wholes.
+            missing: gets the shards that cannot be reached, with the reason; without it, that is raised.
 
         Returns:
             The shards on which a transaction was begun for it.
@@ -156,18 +164,22 @@ class ShardTransactions:
         new = [shard for shard in sorted(wanted) if not self.is_open(shard)]
         made: dict[str, Connection] = {}
         try:
-            # One after the other and in one order: two sessions cannot wait for each other's pools in a circle.
+            # One after the other and in one order: scatters cannot wait for each other's pools in a circle.
             for shard in new:
-                made[shard] = self.engine(shard).checkout(self._options)
+                with _unless_away(shard, missing):
+                    made[shard] = self._take(self.engine(shard), made)
+            there = [shard for shard in sorted(wanted) if shard in made or shard not in new]
+            openers = [self._opener(shard, made.get(shard), set(wanted[shard]), whole) for shard in there]
             together(
                 self._session.waiting,
-                [self._opener(shard, made.get(shard), set(wanted[shard]), whole) for shard in sorted(wanted)],
+                [partial(_call_unless_away, *one, missing) for one in zip(there, openers, strict=True)],
             )
         except BaseException:
             for connection in made.values():
                 connection.close()
             raise
-        for shard, connection in made.items():
+        new = [shard for shard in new if shard not in (missing or ())]
+        for shard, connection in ((shard, made[shard]) for shard in new):
             self._ready[shard] = connection
             Session._connection_for_bind(self._session, self.engine(shard))
         return new
@@ -227,10 +239,21 @@ class ShardTransactions:
         shard = opening.shard_of(engine)
         connection = self._ready.pop(shard, None)
         if connection is None:
-            connection = engine.checkout(self._options)
+            connection = self._take(engine)
             opening.begin(connection, self._wanted.pop(shard, ()), ahead=self.ahead, writes=self.writes)
         self._open[shard] = connection
         return connection
+
+    def _take(self, engine: opening.SessionEngine, made: Iterable[str] = ()) -> Connection:
+        """A connection from a shard's pool, unless it would be waited for for ever.
+
+        Args:
+            engine: the session's for that shard.
+            made: shards of which one was taken right before.
+        """
+        holding = [self.engine(shard).parent for shard in (*self.in_use(), *made)]
+        with self._cluster.crossings.waiting(self, opening.shard_of(engine), engine.parent, holding):
+            return engine.checkout(self._options)
 
     def _opener(self, shard: str, new: Connection | None, ranges: set[int], whole: bool) -> Callable[[], None]:
         ranges = ranges if self._strict else set()
@@ -250,3 +273,19 @@ class ShardTransactions:
                 raise translate(shard, error, driver) or error from error
 
         return enter
+
+
+@contextmanager
+def _unless_away(shard: str, missing: dict[str, errors.ShardUnavailable] | None) -> Iterator[None]:
+    """Note that a shard cannot be reached, where that is asked for."""
+    try:
+        yield
+    except errors.ShardUnavailable as error:
+        if missing is None:
+            raise
+        missing[shard] = error
+
+
+def _call_unless_away(shard: str, call: Callable[[], None], missing: dict[str, errors.ShardUnavailable] | None) -> None:
+    with _unless_away(shard, missing):
+        call()
