@@ -16,14 +16,14 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Mapper, Session
 
 from shardwright import errors
-from shardwright.routing.multirange import Multirange
 from shardwright.session import opening, spreading
 from shardwright.session.explaining import Explanation, explain_refusal, explain_target
 from shardwright.session.faults import ConnectionLost, EntryRefused
+from shardwright.session.gathering import Gatherer
 from shardwright.session.instances import MappedKey
 from shardwright.session.pinned import as_rows, check_mapping
 from shardwright.session.results import with_hidden, without_hidden
-from shardwright.session.scatter import Scatter, check_tiling
+from shardwright.session.scatter import Scatter
 from shardwright.session.targets import (
     Everywhere,
     Some,
@@ -41,8 +41,6 @@ from shardwright.session.wire import may_write
 if TYPE_CHECKING:
     from shardwright.session.retries import Patience
     from shardwright.session.session import ShardSession
-
-_NOTHING = Multirange(())
 
 
 class Routed:
@@ -62,9 +60,15 @@ class Routed:
         self._cluster = session.cluster
         self._strict = strict
         self._shards = ShardTransactions(session, strict, options, two_phase)
+        self._gatherer = Gatherer(session, self._shards, strict)
         #: where the statement that is being executed was sent, and whether it may write
         self._current: opening.SessionEngine | Scatter | None = None
         self._current_writes = False
+
+    @property
+    def two_phase(self) -> bool:
+        """Whether a transaction may write on several shards."""
+        return self._shards.two_phase
 
     # ------------------------------------------------------------------ where SQLAlchemy asks
 
@@ -139,12 +143,14 @@ class Routed:
                 self._shards.ahead = True
                 if isinstance(target, Spread):
                     return self._spread(call, target, statement, params, execution_options, arguments, more)
-                self._current = self._bind_to(target, patience)
+                may_miss = self._may_miss(statement, execution_options)
+                self._current = self._bind_to(target, patience, may_miss)
                 self._current_writes = target.writes and not _only_reads(statement)
                 asked = with_hidden(statement, hidden)
                 given = {**arguments, "bind": self._current}
                 result = call(asked, params, execution_options=execution_options, bind_arguments=given, **more)
-                return without_hidden(result, statement, hidden)
+                result = without_hidden(result, statement, hidden)
+                return self._tell_missing(result) if may_miss else result
             except (EntryRefused, ConnectionLost) as refused:
                 if refused.had_run or (isinstance(refused, ConnectionLost) and target.writes):
                     # The next attempt begins with a map that knows.
@@ -197,13 +203,28 @@ class Routed:
             may_spread=self._shards.two_phase,
         )  # fmt: skip
 
+    def _may_miss(self, statement: Any, execution_options: Any) -> bool:
+        """Whether a part of an answer is one, as the statement, the call or the session says."""
+        own = getattr(statement, "_execution_options", {})
+        wish = {**own, **(execution_options or {})}.get("partial", self._session.partial)
+        if wish not in (None, "allow"):
+            raise errors.BadOption(f"partial={wish!r} has no meaning", fix='give "allow", or leave it out')
+        return wish == "allow"
+
+    def _tell_missing(self, result: Any) -> Any:
+        missing = tuple(sorted(self._current.missing)) if isinstance(self._current, Scatter) else ()
+        self._session.missing_shards |= set(missing)
+        if hasattr(result, "keys") or hasattr(result, "_real_result"):
+            result.missing_shards = missing
+        return result
+
     def _bind_to(
-        self, target: Target | Some | Everywhere, patience: Patience | None
+        self, target: Target | Some | Everywhere, patience: Patience | None, may_miss: bool
     ) -> opening.SessionEngine | Scatter:
         if isinstance(target, Some):
-            return self._ask_some(target)
+            return self._gatherer.some(target, may_miss)
         if isinstance(target, Everywhere):
-            return self._ask_all(target, patience or self._session.patience())
+            return self._gatherer.every(target, patience or self._session.patience(), may_miss)
         return self._shards.enter(target.shard, target.ranges)
 
     def _explicit(self, arguments: Mapping[str, Any]) -> Target | None:
@@ -218,46 +239,6 @@ class Routed:
             raise errors.BadOption("the cluster has several keyspaces", fix="give keyspace too")
         route = shard_map.route(keyspace or shard_map.keyspaces[0].name, arguments["key"])
         return Target(route.shard, frozenset({route.range_id}), True, route.map_version)
-
-    # ------------------------------------------------------------------ several shards
-
-    def _ask_some(self, target: Some) -> Scatter:
-        """Shards that serve some keys each: they are read through the ranges that were entered."""
-        self._shards.open_all(target.ranges, whole=False)
-        connections = {shard: self._shards.connection(shard) for shard in target.ranges}
-        return self._scatter(target, connections, target.points)
-
-    def _ask_all(self, target: Everywhere, patience: Patience) -> Scatter:
-        """Every shard that serves a part of the keyspace."""
-        keyspace = target.plan.root_keyspace
-        while True:
-            shard_map = self._cluster.map
-            shards = sorted({one.shard for one in shard_map.ranges_of(keyspace)})
-            opened = self._shards.open_all(dict.fromkeys(shards, ()), whole=self._strict)
-            if not self._strict:
-                narrow = {shard: shard_map.owned(keyspace, shard) for shard in shards}
-                break
-            served = {
-                shard: (self._shards.driver(shard).served or {}).get(keyspace, (_NOTHING, True)) for shard in shards
-            }
-            if check_tiling(self._cluster, keyspace, {shard: points for shard, (points, _) in served.items()}):
-                narrow = {shard: points for shard, (points, strangers) in served.items() if strangers}
-                break
-            for shard in shards:
-                if shard in opened:
-                    self._shards.forget(shard)
-                else:
-                    self._shards.driver(shard).served = None
-            patience.after(_handed_over(keyspace), shard_map.version)
-        connections = {shard: self._shards.connection(shard) for shard in shards}
-        return self._scatter(target, connections, narrow)
-
-    def _scatter(
-        self, target: Some | Everywhere, connections: Mapping[str, Connection], narrow: Mapping[str, Multirange]
-    ) -> Scatter:
-        shards, plan, merging = self._shards, target.plan, target.merging
-        streams = shards.note_stream, shards.forget
-        return Scatter(self._cluster, self._session.waiting, plan, merging, connections, narrow, *streams)
 
     def end(self) -> None:
         """The session gives its connections back: nobody reads on."""
@@ -284,18 +265,32 @@ class Routed:
 
         def where() -> tuple[str, Iterable[int]]:
             if found.declaration.kind != "sharded":
-                shard, ranges = self._home(found), frozenset[int]()
-            else:
-                route = self._cluster.map.route(found.declaration.keyspace or "", key)
-                shard, ranges = route.shard, frozenset({route.range_id})
+                return self._home(found), ()
+            route = self._cluster.map.route(found.declaration.keyspace or "", key)
+            return route.shard, (route.range_id,)
+
+        return self._connected_to_write(where)
+
+    def connection_beside(self, keyspace: str, key: Any) -> Connection:
+        """The connection of a key's shard, on which something is written beside the objects that are flushed."""
+
+        def where() -> tuple[str, Iterable[int]]:
+            route = self._cluster.map.route(keyspace, key)
+            return route.shard, (route.range_id,)
+
+        return self._connected_to_write(where)
+
+    def _connected_to_write(self, where: Callable[[], tuple[str, Iterable[int]]]) -> Connection:
+        def checked() -> tuple[str, Iterable[int]]:
+            shard, ranges = where()
             refuse_second_writer(self._shards.bound_to(), shard)
             return shard, ranges
 
-        self._shards.writes = True
+        before, self._shards.writes = self._shards.writes, True
         try:
-            return self._connected(where)
+            return self._connected(checked)
         finally:
-            self._shards.writes = False
+            self._shards.writes = before
 
     def _home(self, found: MappedKey) -> str:
         """Where objects are written that no key places: of a local table, on the one shard that is in use."""
@@ -343,10 +338,6 @@ class Routed:
                 refuse_second_writer(self._shards.bound_to(), shard)
                 self._current = self._connected(lambda s=shard, i=ids: (s, i)).engine  # type: ignore[misc,assignment]
             yield
-
-
-def _handed_over(keyspace: str) -> errors.ShardMoved:
-    return errors.ShardMoved(f"a range of keyspace {keyspace} is being handed over", fix="run the transaction again")
 
 
 def _only_reads(statement: Any) -> bool:

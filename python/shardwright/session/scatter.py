@@ -39,6 +39,9 @@ SELECT pg_catalog.current_setting('server_encoding') = 'UTF8'
 _AGGREGATES = "SELECT DISTINCT proname FROM pg_catalog.pg_proc WHERE prokind IN ('a', 'w') AND proname = ANY(%(names)s)"
 
 
+_Answer = tuple[CursorResult[Any], list[Any]]
+
+
 class Scatter:
     """Shards that are open for one statement.
 
@@ -68,8 +71,12 @@ class Scatter:
         self._waiting = waiting
         self._plan = plan
         self._merging = merging
-        self._connections = connections
+        self._connections = dict(connections)
         self._narrow = narrow
+        #: a shard that is lost on the way is left out of the answer
+        self.may_miss = False
+        #: shards that are left out of it
+        self.missing: set[str] = set()
         self._on_stream = on_stream
         self._ended = ended
 
@@ -94,15 +101,20 @@ class Scatter:
             return self._stream(asked, params, options, offset, limit)
         options["stream_results"] = False
 
-        def asking(shard: str, connection: Connection) -> Callable[[], tuple[CursorResult[Any], list[Any]]]:
-            def ask() -> tuple[CursorResult[Any], list[Any]]:
-                result = connection.execute(self._narrowed(asked, shard), params, execution_options=options)
+        def asking(shard: str, connection: Connection) -> Callable[[], _Answer | errors.ShardUnavailable]:
+            def ask() -> _Answer | errors.ShardUnavailable:
+                try:
+                    result = connection.execute(self._narrowed(asked, shard), params, execution_options=options)
+                except errors.ShardUnavailable as error:
+                    if not self.may_miss:
+                        raise
+                    return error
                 assert result.cursor is not None
                 return result, list(result.cursor.fetchall())
 
             return ask
 
-        answers = together(self._waiting, [asking(*item) for item in self._connections.items()])
+        answers = self._present(together(self._waiting, [asking(*item) for item in self._connections.items()]))
         first = answers[0][0]
         parts = [rows for _, rows in answers]
 
@@ -119,6 +131,22 @@ class Scatter:
         # The first shard's result knows columns and types; it is given everybody's rows.
         first.cursor_strategy = FullyBufferedCursorFetchStrategy(first.cursor, initial_buffer=rows)
         return first
+
+    def _present(self, found: Sequence[_Answer | errors.ShardUnavailable]) -> list[_Answer]:
+        """The answers that there are; shards that were lost on the way are noted as missing."""
+        there: list[_Answer] = []
+        lost: errors.ShardUnavailable | None = None
+        for shard, one in zip(list(self._connections), found, strict=True):
+            if isinstance(one, errors.ShardUnavailable):
+                lost = one
+                self.missing.add(shard)
+                self._connections.pop(shard)
+                self._ended(shard)
+            else:
+                there.append(one)
+        if not there and lost is not None:
+            raise lost
+        return there
 
     def _merger(self, types: Sequence[Any], asking: Ranks) -> Merger:
         return Merger(self._merging.order, types, self._default_by_code_point(), asking)
@@ -208,31 +236,6 @@ def _asked(statement: Any, finish: Finish | None, offset: int, limit: int | None
 
 def _cut(statement: Any, limit: int | None) -> Any:
     return statement.limit(limit).offset(None)
-
-
-def check_tiling(cluster: Cluster, keyspace: str, served: Mapping[str, Multirange]) -> bool:
-    """Whether the points that shards serve are those of the keyspace, each once.
-
-    Args:
-        cluster: knows the keyspace.
-        keyspace: its name.
-        served: the points, by shard.
-
-    Returns:
-        False where a point is served by nobody: it is being handed over.
-
-    Raises:
-        InvariantFailed: a point is served by two.
-    """
-    found = Multirange(())
-    for shard, points in served.items():
-        if found & points:
-            raise errors.InvariantFailed(
-                f"points {(found & points).literal()} of keyspace {keyspace} are served by {shard} and by another shard",
-                ownership_known=False,
-            )
-        found |= points
-    return not (cluster.map.keyspace(keyspace).points() - found)
 
 
 def _value(clause: Any, params: Any) -> int | None:

@@ -45,6 +45,7 @@ class ShardSession(Session):
         keyspace: the key's keyspace; needed where the cluster has several.
         model: a mapped class or table that tells the keyspace instead.
         reads: "strict" or "relaxed", for this session; see `Cluster.connect`.
+        partial: "allow" lets reads of several shards leave out those that cannot be reached; `missing_shards` says which.
         isolation_level: of its transactions; READ COMMITTED unless set.
         read_only: whether its transactions are READ ONLY.
         cross_shard: "two_phase" lets a session without a key write on several shards in one transaction, which is then
@@ -70,6 +71,7 @@ class ShardSession(Session):
         isolation_level: str | None = None,
         read_only: bool | None = None,
         cross_shard: str | None = None,
+        partial: str | None = None,
         driver: Driver = "psycopg",
         **options: Any,
     ) -> None:
@@ -97,6 +99,10 @@ class ShardSession(Session):
         super().__init__(None, **options)
         self.cluster = cluster
         self._driver = driver
+        #: "allow": reads of several shards leave out those that cannot be reached
+        self.partial = partial
+        #: shards that were left out of an answer since the session was made or closed
+        self.missing_shards: set[str] = set()
         #: how it waits for others
         self.waiting: Waiting = cluster.waiting if driver == "psycopg" else cluster.waiting_in_loop
         strict = (reads or cluster.reads) == "strict"
@@ -248,6 +254,7 @@ class ShardSession(Session):
     def close(self) -> None:
         """As `Session.close`; what is being streamed is cancelled."""
         self._way.end()
+        self.missing_shards = set()
         super().close()
 
     def rollback(self) -> None:
