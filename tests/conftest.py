@@ -17,6 +17,7 @@ pytest_plugins = [
     "fix_chaos",
     "fix_drivers",
     "fix_sessions",
+    "fix_unique",
     "fix_blog",
     "fix_answers",
     "fix_desk",

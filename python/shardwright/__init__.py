@@ -10,6 +10,7 @@ from shardwright.routing.keys import point, points
 if TYPE_CHECKING:
     from shardwright.routing.tables import global_on, local, reference, sharded_by, time_partitioned
     from shardwright.session.async_session import AsyncShardSession
+    from shardwright.routing.uniques import unique_across_shards, unique_directory
     from shardwright.session.cluster import Cluster
     from shardwright.session.generating import next_id
     from shardwright.session.session import ShardSession
@@ -27,6 +28,8 @@ __all__ = [
     "points",
     "next_id",
     "uuid7",
+    "unique_across_shards",
+    "unique_directory",
 ]
 
 # What needs SQLAlchemy is imported when it is first asked for.
@@ -34,6 +37,8 @@ _LATER = {
     "Cluster": "shardwright.session.cluster",
     "ShardSession": "shardwright.session.session",
     "AsyncShardSession": "shardwright.session.async_session",
+    "unique_across_shards": "shardwright.routing.uniques",
+    "unique_directory": "shardwright.routing.uniques",
     "next_id": "shardwright.session.generating",
     "sharded_by": "shardwright.routing.tables",
     "reference": "shardwright.routing.tables",

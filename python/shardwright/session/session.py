@@ -16,7 +16,7 @@ from sqlalchemy.sql import selectable
 from sqlalchemy.util import EMPTY_DICT
 
 from shardwright import errors
-from shardwright.session import events
+from shardwright.session import events, unique
 from shardwright.session.commenting import ROUTE
 from shardwright.session.explaining import Explanation
 from shardwright.session.getting import get_many
@@ -133,6 +133,17 @@ class ShardSession(Session):
         """How it finds shards: "pinned" to a key, or "routed" statement by statement."""
         return "pinned" if isinstance(self._way, Pinned) else "routed"
 
+    def find_key(self, criterion: Any) -> Any:
+        """The shard key of the row that has a value which is unique across shards; None where no row has it.
+
+        Args:
+            criterion: ``User.email == "a@example.org"``.
+
+        Raises:
+            BadOption: it is not the comparison of such a column with a value.
+        """
+        return unique.find(self, criterion)
+
     def explain_route(self, statement: Any, params: Any = None, *, bind_arguments: Any = None) -> Explanation:
         """Say where a statement would go and how its answers would be merged, without executing it or any other.
 
@@ -220,6 +231,7 @@ class ShardSession(Session):
     def _run(
         self, call: Any, statement: Any, params: Any, execution_options: Any, bind_arguments: Any, more: dict[str, Any]
     ) -> Any:
+        unique.refuse_past_objects(statement, params)
         if (tell := events.hook) is None:
             return self._way.run(call, statement, params, execution_options, bind_arguments, more)
         explanation = self._way.explain(statement, params, dict(bind_arguments or {}), brief=True)
@@ -283,17 +295,20 @@ class ShardSession(Session):
     def bulk_save_objects(self, objects: Iterable[object], *args: Any, **options: Any) -> None:
         """As `Session.bulk_save_objects`."""
         found = list(objects)
+        unique.refuse_bulk(*{type(one) for one in found})
         with self._way.bulk((type(one), one) for one in found):
             super().bulk_save_objects(found, *args, **options)
 
     def bulk_insert_mappings(self, mapper: Any, mappings: Iterable[dict[str, Any]], *args: Any, **options: Any) -> None:
         """As `Session.bulk_insert_mappings`."""
+        unique.refuse_bulk(mapper)
         found = list(mappings)
         with self._way.bulk((mapper, one) for one in found):
             super().bulk_insert_mappings(mapper, found, *args, **options)
 
     def bulk_update_mappings(self, mapper: Any, mappings: Iterable[dict[str, Any]]) -> None:
         """As `Session.bulk_update_mappings`."""
+        unique.refuse_bulk(mapper)
         found = list(mappings)
         with self._way.bulk((mapper, one) for one in found):
             super().bulk_update_mappings(mapper, found)
