@@ -91,6 +91,7 @@ ORDERED: list[Callable[[], Any]] = [
     lambda: sa.select(f.sum(User.score)),
     lambda: sa.select(f.sum(User.score)).where(User.id > 10_000),
     lambda: sa.select(f.sum(User.id)),
+    lambda: sa.select(f.sum(users.c.score), f.sum(users.c.id), f.sum(users.c.id + 1)),
     lambda: sa.select(f.sum(Reading.price), f.avg(Reading.price), f.min(Reading.price), f.max(Reading.price)),
     lambda: sa.select(f.sum(Reading.price)).where(Reading.price != sa.literal(Decimal("NaN"))),
     lambda: sa.select(f.avg(User.score), f.avg(User.id), f.avg(Order.amount)).join(User.orders),

@@ -27,11 +27,22 @@ def without_hidden(result: Any, statement: Any, hidden: Sequence[Any]) -> Any:
     if not hidden or not hasattr(result, "keys"):
         return result
     names = list(result.keys())[: -len(hidden)]
+    _separate(result._metadata)
     result = _named(result.columns(*range(len(names))), names)
     if len(names) == 1 and _is_entity(statement):
         # What `Query` looks at to give objects instead of rows.
         result._attributes = result._attributes.union({"is_single_entity": True})
     return result
+
+
+def _separate(metadata: Any) -> None:
+    """Let each key stand for its own column: of two sums, SQLAlchemy's name for the first may stand for the second too."""
+    own: dict[int, Any] = {}
+    for found in metadata._keymap.values():
+        own.setdefault(found[0], found)
+    for at, key in enumerate(metadata._keys):
+        if metadata._keymap[key][0] != at and at in own:
+            metadata._keymap[key] = own[at]
 
 
 def _named(result: Any, names: Sequence[str]) -> Any:
