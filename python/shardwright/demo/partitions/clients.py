@@ -35,7 +35,7 @@ READ_S: Final = 0.008
 #: Seconds between two looks at the locks.
 LOOK_S: Final = 0.008
 #: Seconds between two counts of the whole table.
-_COUNT_S: Final = 0.4
+_COUNT_S: Final = 0.25
 
 _COLUMNS = (
     "year, month, day, dep_time, sched_dep_time, dep_delay, arr_time, sched_arr_time, arr_delay, carrier, flight, origin, "

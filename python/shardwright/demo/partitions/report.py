@@ -257,7 +257,6 @@ def told(made: Result) -> dict[str, object]:
         made: the result.
     """
     split, rate = made.split, made.as_json()["split"]["rows_per_s"]
-    pauses = made.as_json()["reshard"]["longest_pause_ms"]
     return {
         "days simulated": f"{made.days_simulated}, up to {made.simulated_until}: a tick each, {made.rows_arrived:,} rows",
         "windows wrong": made.windows_wrong,
@@ -274,7 +273,7 @@ def told(made: Result) -> dict[str, object]:
         f"longest wait of a bystander {made.convert.longest_bystander_wait_ms:.0f} ms",
         "split": f"{made.split_rows:,} rows at {rate:,} rows/s with all checks, copied at {made.copied_per_s:,}; "
         f"longest lock {split.longest_lock_ms:.0f} ms, longest wait {split.longest_bystander_wait_ms:.0f} ms",
-        "moved": f"{made.moved_rows:,} rows in partitions; writes paused for {pauses} ms at most; "
+        "moved": f"{made.moved_rows:,} rows in partitions; writes paused for {max(made.pauses_ms, default=0):.0f} ms at most; "
         f"longest wait {made.reshard.longest_bystander_wait_ms:.0f} ms",
         "left behind": len(made.leftovers),
         "PostgreSQL": made.postgres,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -109,8 +110,10 @@ class Demo:
         self._audience = audience
         with contextlib.ExitStack() as stack:
             audience.stage("reading the data set, and starting four PostgreSQL servers: a catalog and three shards")
-            data = dataset.load()
-            self.cluster = stack.enter_context(_servers(options))
+            with ThreadPoolExecutor(1) as pool:
+                reading = pool.submit(dataset.load)
+                self.cluster = stack.enter_context(_servers(options))
+            data = reading.result()
             self._dsn = self.cluster.catalog.dsn()
             self._catalog = stack.enter_context(engines.connect_catalog(self._dsn, "shardwright demo"))
             migrations.apply(self._catalog, "catalog")
