@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import psycopg
 import pytest
@@ -13,7 +14,7 @@ from fix_catalog import Found
 from fix_handmade import HISTORY, MONTHLY, NOW, PARENT, adopted, attached, listed, run
 from shardwright import errors
 from shardwright.catalog import forgetting, maps, tables
-from shardwright.partition import adopt
+from shardwright.partition import adopt, adopting
 from shardwright.partition.status import status
 from shardwright.partition.tick import tick
 from shardwright.partition.wishes import Wish
@@ -129,3 +130,45 @@ def test_reference_tables_are_copied_into_the_same_windows(found: Callable[..., 
         time.sleep(0.05)
     assert set(attached(cluster, "s1")) == set(attached(cluster, "s2"))
     forgetting.forget(cluster.catalog, [("public", "events")])
+
+
+@pytest.mark.slow
+def test_a_thousand_partitions(found: Callable[..., Found]) -> None:
+    cluster = found(1)
+    run(cluster, "s1", PARENT)
+    run(
+        cluster, "s1",
+        "DO $$ BEGIN FOR n IN 0..999 LOOP EXECUTE format('CREATE TABLE day_%s PARTITION OF events FOR VALUES FROM (%L) TO (%L)', "
+        "n, timestamptz '2024-03-01 00:00+00' + n * interval '24 h', timestamptz '2024-03-01 00:00+00' + (n + 1) * interval "
+        "'24 h'); IF n % 100 = 0 THEN COMMIT; END IF; END LOOP; END $$",
+    )  # fmt: skip
+    done = adopted(cluster, Wish(every="1 day", ahead=2))
+    assert done.shards[0].taken == 1000
+    assert len(attached(cluster, "s1")) == 1000 + 2 + 2
+    assert all(one[4:6] == ("attached", True) for one in attached(cluster, "s1").values())
+
+
+def test_rows_that_came_since(found: Callable[..., Found], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A DEFAULT partition that grew too large meanwhile is left as it is; adopted anew, it stays with its rows."""
+    cluster = found(1)
+    run(cluster, "s1", PARENT, "CREATE TABLE rest PARTITION OF events DEFAULT")
+    replace_default: Any = adopting.replace_default
+
+    def meanwhile(*given: Any) -> None:
+        run(cluster, "s1", "INSERT INTO events (user_id, at) SELECT g, '2026-11-20' FROM generate_series(1, 10001) g")
+        replace_default(*given)
+
+    monkeypatch.setattr(adopting, "replace_default", meanwhile)
+    with pytest.raises(errors.UnfitTable, match="more than 10000 rows by now") as grown:
+        adopted(cluster)
+    monkeypatch.undo()
+    assert "table forget public.events" in grown.value.fix
+    assert (
+        cluster.ask("s1", "SELECT count(*) FROM pg_class WHERE relname LIKE 'events_p2%' OR relname LIKE 'events_p_%r'")
+        == 0
+    )
+    assert cluster.ask("s1", "SELECT count(*) FROM ONLY rest") == 10001
+    forgetting.forget(cluster.catalog, [("public", "events")])
+    adopted(cluster)
+    assert attached(cluster, "s1")["rest"][3] == "whole"
+    assert cluster.ask("s1", "SELECT count(*) FROM ONLY rest") == 10001

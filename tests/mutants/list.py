@@ -257,7 +257,7 @@ MUTANTS = (
         "an adopted DEFAULT partition is dropped with its rows",
         "rows that no window took are lost when their table comes under our care",
         "partition/adopting.py",
-        (("            _move_out(site, default)\n", ""),),
+        (("            _move_out(site, default, int(seen[1]))\n", ""),),
         ("tests/integration/test_partition_adopt_default.py", "-k", "pg18 and few_rows"),
     ),
     Mutant(

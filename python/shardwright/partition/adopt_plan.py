@@ -228,14 +228,14 @@ def _roles(facts: Facts, here: Sequence[Here]) -> tuple[Partition, ...]:
     """What is new, each window once. One without an end, and without rows, is a guard."""
     policy, key = facts.table.policy, facts.table.key
     found: dict[str, Partition] = {}
+    with_rows = {one.leaf.name for one in here if one.leaf.rows != 0}
     for one in here:
         name, (lower, upper) = one.leaf.name, one.span
-        alike = [other.leaf for other in here if other.leaf.name == name]
         role = "window"
         if one.leaf.role:
             role = one.leaf.role
         elif lower is None:
-            role = "before" if policy.guards and all(leaf.rows == 0 for leaf in alike) else "whole"
+            role = "before" if policy.guards and name not in with_rows else "whole"
         elif upper is None:
             role = "after"
         elif upper > calendar.window_at(policy, key, lower).upper:

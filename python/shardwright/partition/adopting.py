@@ -14,7 +14,7 @@ from psycopg import sql
 
 from shardwright import errors, failpoints
 from shardwright.catalog import ddl
-from shardwright.partition import codecs, handmade, leaves
+from shardwright.partition import codecs, handmade, leaves, marks
 from shardwright.partition.adopt_plan import Default, ShardPlan
 from shardwright.partition.plan import Step
 from shardwright.partition.shapes import Partition
@@ -202,16 +202,21 @@ def replace_default(site: PartitionSite, default: Default, report: ShardReport) 
         if default.turned is not None:
             _attach(site, (default.turned, *default.instead))
         else:
-            _move_out(site, default)
+            _move_out(site, default, int(seen[1]))
             _attach(site, default.instead)
             connection.execute(sql.SQL("DROP TABLE {}").format(leaf))
         failpoints.reach("partition.adopt_exchanging")
 
     try:
         site.patiently(exchange, also=[default.name], readers=True)
+    except errors.UnfitTable:
+        _take_back(site, default.instead)
+        raise
     except psycopg.errors.ForeignKeyViolation as error:
+        _take_back(site, default.instead)
         raise detach.still_referenced(site, default.name, error) from error
     except psycopg.errors.DependentObjectsStillExist as error:
+        _take_back(site, default.instead)
         said = "; ".join((error.diag.message_detail or str(error)).splitlines())
         raise errors.UnfitTable(
             f"{default.name} of {site.table.name} on shard {site.shard.name} cannot go, something needs it: {said}",
@@ -223,14 +228,30 @@ def replace_default(site: PartitionSite, default: Default, report: ShardReport) 
     failpoints.reach("partition.adopt_exchanged")
 
 
-def _move_out(site: PartitionSite, default: Default) -> None:
+def _move_out(site: PartitionSite, default: Default, rows: int) -> None:
+    name = f"{default.name} of {site.table.name} on shard {site.shard.name}"
+    if rows > site.most_moved:
+        raise errors.UnfitTable(
+            f"{name} has more than {site.most_moved} rows by now: too many to move while the table is locked",
+            fix=f"shardwright table forget {site.table.name}, then shardwright partition adopt, which keeps it with its rows",
+            table=site.table.name,
+        )
     guard.move_rows(site, default.name, default.instead)
     if handmade.count(site.connection, site.schema, default.name):
         raise errors.UnfitTable(
-            f"{default.name} of {site.table.name} on shard {site.shard.name} has rows that no window takes",
+            f"{name} has rows that no window takes",
             fix=f"shardwright partition adopt {site.table.name}, again, looks where they are",
             table=site.table.name,
         )
+
+
+def _take_back(site: PartitionSite, parts: Sequence[Partition]) -> None:
+    """Drop the tables that were made for nothing: ours, never attached, and so without a row."""
+    for one in parts:
+        standing = leaves.find(site, one.name)
+        if standing is not None and standing.marked and standing.state == "made" and not standing.attached:
+            site.connection.execute(sql.SQL("DROP TABLE {}").format(site.leaf(one.name)))
+            marks.forget(site.connection, site.schema, one.name)
 
 
 def _attach(site: PartitionSite, parts: Sequence[Partition]) -> None:

@@ -13,8 +13,10 @@ from typing import Final
 import psycopg
 from psycopg import sql
 
+from shardwright.partition.site import MOST_MOVED
+
 #: Rows of a DEFAULT partition, or of one without an end, are counted up to here; so many can be moved under lock.
-COUNTED: Final = 10_000
+COUNTED: Final = MOST_MOVED
 
 _PARENT = """
 SELECT c.oid::int8, c.relkind, c.relispartition, coalesce(p.partstrat, ''), coalesce(pg_get_partkeydef(c.oid), ''),
