@@ -96,6 +96,7 @@ def do(dsns: Mapping[str, str], shard: str, *statements: str) -> None:
             connection.execute(statement.encode())
 
 
+@pytest.mark.timeout(600)
 def test_what_is_well_and_what_was_broken() -> None:
     """The same servers judged twice: as the demo leaves them, and after somebody broke a little of everything."""
     with Demo(SHORT, Listener()) as demo:
