@@ -9,8 +9,8 @@ from shardwright.routing.keys import point, points
 
 if TYPE_CHECKING:
     from shardwright.routing.tables import global_on, local, reference, sharded_by, time_partitioned
-    from shardwright.session.async_session import AsyncShardSession
     from shardwright.routing.uniques import unique_across_shards, unique_directory
+    from shardwright.session.async_session import AsyncShardSession
     from shardwright.session.cluster import Cluster
     from shardwright.session.generating import next_id
     from shardwright.session.session import ShardSession

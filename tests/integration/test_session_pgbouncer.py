@@ -23,7 +23,10 @@ from shardwright.session.breaker import BreakerOptions
 
 PGBOUNCER = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
 
-pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="no pgbouncer on this machine")
+pytestmark = [
+    pytest.mark.every_driver,
+    pytest.mark.skipif(PGBOUNCER is None, reason="no pgbouncer on this machine"),
+]
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -60,3 +60,12 @@ def _named(result: Any, names: Sequence[str]) -> Any:
 def _is_entity(statement: Any) -> bool:
     described: Any = getattr(statement, "column_descriptions", ())
     return len(described) == 1 and described[0].get("entity") is described[0].get("expr") is not None
+
+
+def as_tuples(rows: Iterable[Any]) -> list[tuple[Any, ...]]:
+    """Rows of a driver's cursor as tuples, which asyncpg's are not.
+
+    Args:
+        rows: what the cursor gave.
+    """
+    return [tuple(row) for row in rows]

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection, CursorResult
 from sqlalchemy.engine.cursor import FullyBufferedCursorFetchStrategy
 
@@ -23,6 +24,7 @@ from shardwright.session.commenting import ROUTE
 from shardwright.session.finishing import finished, ranks
 from shardwright.session.merge import Merger, Ranks
 from shardwright.session.narrowing import OwnedRow
+from shardwright.session.results import as_tuples
 from shardwright.session.streaming import Stream, start_stream
 from shardwright.session.waiting import Waiting, together
 
@@ -36,7 +38,9 @@ SELECT pg_catalog.current_setting('server_encoding') = 'UTF8'
    AND (d.datlocprovider::text = 'b' OR (d.datlocprovider::text = 'c' AND d.datcollate IN ('C', 'POSIX', 'C.utf8', 'C.UTF-8')))
   FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()
 """
-_AGGREGATES = "SELECT DISTINCT proname FROM pg_catalog.pg_proc WHERE prokind IN ('a', 'w') AND proname = ANY(%(names)s)"
+_AGGREGATES = sa.text(
+    "SELECT DISTINCT proname FROM pg_catalog.pg_proc WHERE prokind IN ('a', 'w') AND proname = ANY(:names)"
+).bindparams(sa.bindparam("names", type_=postgresql.ARRAY(sa.Text)))
 
 
 _Answer = tuple[CursorResult[Any], list[Any]]
@@ -110,7 +114,7 @@ class Scatter:
                         raise
                     return error
                 assert result.cursor is not None
-                return result, list(result.cursor.fetchall())
+                return result, as_tuples(result.cursor.fetchall())
 
             return ask
 
@@ -121,7 +125,7 @@ class Scatter:
         def ask_one(question: Any) -> list[Any]:
             result = next(iter(self._connections.values())).execute(question, params)
             assert result.cursor is not None
-            rows = list(result.cursor.fetchall())
+            rows = as_tuples(result.cursor.fetchall())
             result.close()
             return rows
 
@@ -218,9 +222,9 @@ class Scatter:
             )
         return known
 
-    def _ask_first(self, text: str, params: dict[str, Any]) -> Sequence[Any]:
+    def _ask_first(self, text: Any, params: dict[str, Any]) -> Sequence[Any]:
         connection = next(iter(self._connections.values()))
-        return connection.exec_driver_sql(text, params).fetchall()
+        return connection.execute(text, params).fetchall()
 
 
 def _asked(statement: Any, finish: Finish | None, offset: int, limit: int | None) -> Any:

@@ -19,6 +19,7 @@ from sqlalchemy.engine.cursor import CursorFetchStrategy
 from shardwright.session import opening
 from shardwright.session.finishing import ranks
 from shardwright.session.merge import Merger
+from shardwright.session.results import as_tuples
 from shardwright.session.waiting import Pending, Waiting
 
 Row = tuple[Any, ...]
@@ -100,14 +101,14 @@ class ShardRows:
     def _close_cursor(self) -> None:
         try:
             self._cursor.close()
-        except psycopg.Error:
+        except opening.driver_errors(self.result.connection):
             # The connection is gone, and the cursor with it.
             return
 
     def _fetch(self) -> list[Row]:
         head, self._head = self._head, []
         try:
-            rows = head + (list(self._cursor.fetchmany(self._size - len(head))) if self._size > len(head) else [])
+            rows = head + (as_tuples(self._cursor.fetchmany(self._size - len(head))) if self._size > len(head) else [])
         except BaseException as error:  # noqa: BLE001 - raised as SQLAlchemy would raise it
             self._strategy.handle_exception(self.result, self._cursor, error)
         self._ended = len(rows) < self._size
@@ -238,7 +239,7 @@ class Stream(CursorFetchStrategy):
         self.settle()
         result = self._shards[0].result.connection.execute(question)
         assert result.cursor is not None
-        rows = list(result.cursor.fetchall())
+        rows = as_tuples(result.cursor.fetchall())
         result.close()
         return rows
 

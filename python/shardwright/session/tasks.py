@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import contextvars
 from collections.abc import Awaitable, Callable, Coroutine
@@ -89,7 +90,8 @@ async def _end_of(future: asyncio.Future[T], cancel: Callable[[], object] | None
         cancel: called when whoever waits is cancelled, to bring the end nearer.
 
     Raises:
-        CancelledError: whoever waits was cancelled.
+        asyncio.CancelledError: whoever waits was cancelled.
+        concurrent.futures.CancelledError: the future was.
         BaseException: what the future ended with.
     """
     cancelled: asyncio.CancelledError | None = None
@@ -104,6 +106,9 @@ async def _end_of(future: asyncio.Future[T], cancel: Callable[[], object] | None
         if not future.cancelled():
             future.exception()  # so that nobody says that it was never looked at
         raise cancelled
+    if future.cancelled():
+        # Asked for, and no cancellation of whoever waits.
+        raise concurrent.futures.CancelledError()
     return future.result()
 
 
