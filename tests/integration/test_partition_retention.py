@@ -11,10 +11,10 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from fix_partitions import Timed, by_month
+from fix_partitions import NOW, Timed, by_month
 from fix_retention import BEGIN, EDGE, SEPTEMBER, TICK, fill, fine, has_table, old, state
 from shardwright import errors
-from shardwright.catalog import archives, windows
+from shardwright.catalog import archives, models, windows
 from shardwright.partition.fleet import Fleet
 from shardwright.partition.manifest import Manifest
 from shardwright.partition.steps import drop
@@ -323,3 +323,30 @@ def test_a_down_shard_lets_go_later(timed: Callable[..., Timed], place: Path) ->
         fine(cluster.tick(EDGE))
     assert not has_table(cluster, shard="s2")
     assert all(one.state == "wanted" for one in windows.list_windows(cluster.catalog))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_thousand_windows_come_and_go_at_default_settings(timed: Callable[..., Timed]) -> None:
+    cluster = timed(1, by_month(every="1 day", ahead=1000, keep="1 day", grace=None))
+    assert cluster.ask("s1", "SHOW max_locks_per_transaction") == "64"
+    assert cluster.tick().exit_code == 0
+    assert len(cluster.windows("s1")) >= 1002
+    cluster.shard("s1").execute(
+        "INSERT INTO events (at) SELECT %s::timestamptz + n * interval '1 day' FROM generate_series(0, 999) n", (NOW,)
+    )
+    assert cluster.ask("s1", "SELECT count(DISTINCT tableoid) FROM events") == 1000
+    # The whole set at once has its locks too.
+    with cluster.shard("s1").transaction(force_rollback=True):
+        cluster.shard("s1").execute("DROP TABLE events")
+    metadata = sa.MetaData()
+    by_month(every="1 day", ahead=1, keep="1 day", grace=None)(metadata)
+    models.register(cluster.catalog, metadata)
+    later = NOW + timedelta(days=1010)
+    for _ in range(4):
+        report = cluster.tick(later)
+        assert report.exit_code == 0, report.to_json()
+    assert cluster.plan(later).is_empty
+    assert len(cluster.windows("s1")) <= 12
+    assert cluster.ask("s1", "SELECT count(*) FROM pg_class WHERE relname LIKE 'events_p2%%' AND relkind = 'r'") <= 10
+    assert cluster.ask("s1", "SELECT count(*) FROM events") == 0
