@@ -29,6 +29,7 @@ from shardwright.session.forking import begin_anew_with
 from shardwright.session.generating import Generator, ask_for_grant
 from shardwright.session.instances import MappedKey, mapped_key
 from shardwright.session.loading import Loader
+from shardwright.session.pages import PagedCluster
 from shardwright.session.pools import Driver, PoolOptions, PoolUsage, ShardEngines
 from shardwright.session.refresh import Directory, Mode, Router
 from shardwright.session.session import ShardSession
@@ -46,7 +47,7 @@ _REMEMBERED = 1000
 Sessions = _sessionmaker[ShardSession]
 
 
-class Cluster(AsyncCluster):
+class Cluster(AsyncCluster, PagedCluster):
     """A cluster as an application sees it: sessions on its shards, routed by the current shard map.
 
     Make one a process with `Cluster.connect`, and close it at the end; it is a context manager too. All of it may be

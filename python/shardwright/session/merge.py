@@ -75,7 +75,7 @@ class Merger:
         Raises:
             NotMergeable: the order of a type cannot be reproduced here.
         """
-        if not self._order:
+        if not self._order or len(parts) == 1:
             return (row for part in parts for row in part)
         keyed = [list(zip(keys, part, strict=True)) for keys, part in zip(self.keys(parts), parts, strict=True)]
         return (row for _, row in heapq.merge(*keyed, key=lambda pair: pair[0]))

@@ -34,6 +34,7 @@ from shardwright.session.targets import (
     local_to_each,
     one_shard_only,
     refuse_second_writer,
+    within,
 )
 from shardwright.session.transactions import ShardTransactions
 from shardwright.session.wire import may_write
@@ -198,10 +199,12 @@ class Routed:
         )  # fmt: skip
 
     def _target(self, statement: Any, params: Any, arguments: Mapping[str, Any]) -> Target | Some | Everywhere | Spread:
-        return self._explicit(arguments) or find_target(
+        target = self._explicit(arguments) or find_target(
             self._cluster, statement, as_rows(params), self._shards.in_use(), self._shards.bound_to(),
             may_spread=self._shards.two_phase,
         )  # fmt: skip
+        points = arguments.get("points")
+        return within(self._cluster, target, points) if points is not None and isinstance(target, Everywhere) else target
 
     def _may_miss(self, statement: Any, execution_options: Any) -> bool:
         """Whether a part of an answer is one, as the statement, the call or the session says."""

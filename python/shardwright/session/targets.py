@@ -227,6 +227,25 @@ def _everywhere(cluster: Cluster, statement: Any, plan: Plan, homes: Iterable[st
     return Everywhere(plan, cluster.merging(statement, plan.row_keys), cluster.map.version)
 
 
+def within(cluster: Cluster, target: Everywhere, points: Multirange) -> Some:
+    """The part of a read of all shards that concerns some points: it is asked of those who serve them now.
+
+    Args:
+        cluster: knows who does.
+        target: the whole.
+        points: which.
+    """
+    shard_map = cluster.map
+    ranges: dict[str, set[int]] = {}
+    served: dict[str, Multirange] = {}
+    for one in shard_map.ranges_of(target.plan.root_keyspace):
+        if found := one.points() & points:
+            ranges.setdefault(one.shard, set()).add(one.id)
+            served[one.shard] = served.get(one.shard, Multirange(())) | found
+    each = {shard: frozenset(ids) for shard, ids in sorted(ranges.items())}
+    return Some(each, served, target.plan, target.merging, shard_map.version)
+
+
 def _points(shard_map: ShardMap, keyspace: str, ids: Iterable[int]) -> Multirange:
     wanted = set(ids)
     return Multirange(tuple((one.lo, one.hi) for one in shard_map.ranges_of(keyspace) if one.id in wanted))
