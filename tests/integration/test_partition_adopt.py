@@ -148,6 +148,7 @@ def test_a_thousand_partitions(found: Callable[..., Found]) -> None:
     assert all(one[4:6] == ("attached", True) for one in attached(cluster, "s1").values())
 
 
+@pytest.mark.slow
 def test_rows_that_came_since(found: Callable[..., Found], monkeypatch: pytest.MonkeyPatch) -> None:
     """A DEFAULT partition that grew too large meanwhile is left as it is; adopted anew, it stays with its rows."""
     cluster = found(1)

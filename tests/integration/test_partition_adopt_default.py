@@ -173,6 +173,7 @@ def test_clients_go_on_meanwhile(found: Callable[..., Found]) -> None:
     assert where(cluster, "s1") == {"events_p2026_11": writer.written + 1}
 
 
+@pytest.mark.slow
 def test_rows_that_are_referred_to_and_views_of_it(found: Callable[..., Found]) -> None:
     cluster = found(1)
     run(
