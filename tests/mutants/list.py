@@ -360,4 +360,75 @@ MUTANTS = (
         (("up.conrelid = co.conrelid)),", "up.conrelid = 0)),"),),
         ("tests/integration/test_partition_cutting.py", "-k", "one_key"),
     ),
+    Mutant(
+        "committed on shards without a decision",
+        "a session that dies between two shards leaves half a transaction",
+        "session/two_phase.py",
+        (("        if not self._decide():\n", "        if False:\n"),),
+        ("tests/chaos/test_two_phase_crashes.py", "-k", "pg18 and all_or_nothing"),
+    ),
+    Mutant(
+        "recovery that does not decide first",
+        "a session that is only slow commits what was rolled back behind it",
+        "catalog/recovery.py",
+        (
+            (
+                '    outcome = decisions.abort(catalog, one.id) or "aborted"\n',
+                '    outcome: Outcome = "aborted" if was_open else one.outcome\n',
+            ),
+        ),
+        ("tests/integration/test_two_phase.py", "-k", "pg18 and abandoned"),
+    ),
+    Mutant(
+        "decided with a row that is gone",
+        "a session that wakes after its transaction was forgotten commits what was rolled back",
+        "catalog/decisions.py",
+        (
+            (
+                "        (transaction,),\n    ).fetchone()\n    return row is not None\n",
+                "        (transaction,),\n    ).fetchone()\n    return True or row is not None\n",
+            ),
+        ),
+        ("tests/integration/test_two_phase.py", "-k", "pg18 and row_that_is_gone"),
+    ),
+    Mutant(
+        "old value by what the object remembers",
+        "a value that nobody has stays taken for ever",
+        "session/unique.py",
+        (
+            (
+                "        before = _stored(mapper, connection, target, unique)\n        value",
+                "        before = (sa.inspect(target).attrs[attribute].history.deleted or [None])[0]\n        value",
+            ),
+        ),
+        ("tests/integration/test_unique_values.py", "-k", "pg18 and remembers"),
+    ),
+    Mutant(
+        "a grant that is used beyond its end",
+        "two processes make the same id",
+        "session/generating.py",
+        (("            if stamp >= grant.end:\n                return None, False\n", ""),),
+        ("tests/unit/test_ids.py", "-k", "twice or away"),
+    ),
+    Mutant(
+        "explaining begins a transaction",
+        "asking where a statement would go sends something",
+        "session/pinned.py",
+        (("            if self._strict and not self._explaining:", "            if self._strict:"),),
+        ("tests/integration/test_explain_route.py", "-k", "pg18 and pinned"),
+    ),
+    Mutant(
+        "a comment with a word that writes",
+        "an application called update-service has its reads taken for writes",
+        "session/commenting.py",
+        (('    if may_write(f"SELECT {encoded}"):', "    if False:"),),
+        ("tests/integration/test_comments.py", "-k", "ends_its_comment"),
+    ),
+    Mutant(
+        "a lost COMMIT counted as rolled back",
+        "metrics and spans call a transaction undone that may be stored",
+        "session/telling.py",
+        (('            told.outcome = "unknown"\n', "            pass\n"),),
+        ("tests/integration/test_session_events.py", "-k", "pg18 and lost"),
+    ),
 )
