@@ -285,8 +285,8 @@ BEGIN
             last := setval('shardwright.ids', greatest(last, clock));
         END IF;
         -- Gives the lock back, now and not at the transaction's end. What was done to sequences stays, and so do variables.
-        RAISE SQLSTATE 'SH000';
-    EXCEPTION WHEN SQLSTATE 'SH000' THEN
+        RAISE SQLSTATE 'SWIDS';
+    EXCEPTION WHEN SQLSTATE 'SWIDS' THEN
     END;
     RETURN (last >> 12 << 22) | (mine << 12) | (last & 4095);
 END $$;
