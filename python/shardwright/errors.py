@@ -558,9 +558,8 @@ class TransactionGivenUp(SessionError):
 class PoolDeadlock(SessionError):
     """Transactions on several shards hold connections and wait for each other's: this one was ended before it would wait.
 
-    Nothing of it is stored. Roll back, wait for `error.facts["retry_after"]` seconds, and run it again. Fewer such
-    transactions at a time, or larger pools, make it rare; those that reach their shards in the order of the shards' names,
-    as scatters do, never meet each other that way.
+    Nothing of it is stored. Roll back and run it again. Fewer such transactions at a time, or larger pools, make it rare;
+    those that reach their shards in the order of the shards' names, as scatters do, never meet each other that way.
     """
 
     code = "SW611"

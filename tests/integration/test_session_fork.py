@@ -101,6 +101,6 @@ def test_the_child_begins_anew_and_the_parent_goes_on(shop: Shop) -> None:
         text=True,
         timeout=120,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])},
     )
     assert (ran.returncode, ran.stdout) == (0, "done\n"), ran.stderr

@@ -7,7 +7,6 @@ waiters; so is it done here, at the moment when the circle would close.
 
 from __future__ import annotations
 
-import random
 import threading
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Mapping
@@ -72,10 +71,8 @@ class Crossings:
                 del self._waits[who]
                 raise errors.PoolDeadlock(
                     f"every connection to shard {shard} is held by a transaction that waits, in the end, for one of this one's",
-                    fix="roll back, wait a moment, and run it again; fewer at a time, or larger pools, make it rare",
+                    fix="roll back and run it again; fewer at a time, or larger pools, make it rare",
                     shard=shard,
-                    # At once it would take the very connection that it gives back, before those who wait for it wake up.
-                    retry_after=random.uniform(0.01, 0.05),
                 )
         try:
             yield

@@ -16,6 +16,7 @@ from sqlalchemy.util.queue import Queue
 
 from shardwright import errors
 from shardwright.session.health import Health
+from shardwright.session.lines import Line
 from shardwright.session.tasks import at_once
 
 
@@ -48,13 +49,40 @@ class _Guarding(QueuePool):
         made.health = self.health
         return made
 
+    def _timed_out(self) -> sa.exc.TimeoutError:
+        return sa.exc.TimeoutError(
+            f"all {self.size() + max(0, self._max_overflow)} connections to the shard were in use "
+            f"for {self._timeout:g} s: pool_size and max_overflow say how many there may be",
+            code="3o7r",
+        )
+
 
 class ShardPool(_Guarding):
-    """For threads."""
+    """For threads.
+
+    SQLAlchemy's own gives a connection to whoever asks first when one is free, past those who wait: a thread that gives one
+    back and asks again gets it nearly always, and others might wait for ever. Here everybody waits in line.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._line = Line(self.size() + self._max_overflow if self._max_overflow >= 0 else sys.maxsize)
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        if not self._line.enter(self._timeout):
+            raise self._timed_out()
+        try:
+            return super()._do_get()
+        except BaseException:
+            self._line.leave()
+            raise
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         record.info["idle_since"] = time.monotonic()
-        super()._do_return_conn(record)
+        try:
+            super()._do_return_conn(record)
+        finally:
+            self._line.leave()
 
     def reap(self, seconds: float) -> int:
         """Close connections that nobody has used for a time.
@@ -134,11 +162,7 @@ class AsyncShardPool(_Guarding, AsyncAdaptedQueuePool):
                 asyncio.wait_for(self._line.acquire(), self._timeout) if self._line.locked() else self._line.acquire()
             )
         except TimeoutError:
-            raise sa.exc.TimeoutError(
-                f"all {self.size() + max(0, self._max_overflow)} connections to the shard were in use "
-                f"for {self._timeout:g} s: pool_size and max_overflow say how many there may be",
-                code="3o7r",
-            ) from None
+            raise self._timed_out() from None
         try:
             return super()._do_get()
         except BaseException:
