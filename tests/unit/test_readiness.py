@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from shardwright.routing.proposing import propose_key
-from shardwright.routing.readiness import Readiness, judge, with_statements
+from shardwright.routing.readiness import Finding, Readiness, judge, with_statements
 from shardwright.routing.tables import global_on, reference, sharded_by
 
 
@@ -230,3 +230,11 @@ def test_recorded_statements_are_counted_by_what_became_of_them() -> None:
     assert (found.findings[0].what, found.findings[0].fix) == ("no key", "name it")
     # One table and five statements, of which one is refused.
     assert found.percent == 83
+
+
+def test_it_is_100_only_when_nothing_is_refused() -> None:
+    tables = {f"t{number}": "reference" for number in range(300)}
+    elsewhere = Finding("refused", "bad-declaration", "somewhere", "it contradicts itself", "mend it")
+    assert Readiness(tables, (), ()).percent == 100
+    assert Readiness(tables, (), (elsewhere,)).percent == 99
+    assert Readiness({}, (), ()).percent == 100
