@@ -21,7 +21,13 @@ def explained(session: Any, statement: Any, params: Any = None, **more: Any) -> 
     return found
 
 
-def test_one_shard_and_its_range(shop: Shop) -> None:
+def test_where_statements_would_go(shop: Shop) -> None:
+    one_shard_and_its_range(shop)
+    some_shards_and_every_shard(shop)
+    tables_that_are_elsewhere(shop)
+
+
+def one_shard_and_its_range(shop: Shop) -> None:
     key = shop.key_on("s2")
     route = shop.map.route("users", key)
     with shop.connect().sessionmaker()() as session:
@@ -43,7 +49,7 @@ def test_one_shard_and_its_range(shop: Shop) -> None:
     assert shop.ask("s2", "SELECT count(*) FROM users") == 0
 
 
-def test_some_shards_and_every_shard(shop: Shop) -> None:
+def some_shards_and_every_shard(shop: Shop) -> None:
     keys = [shop.key_on("s1"), shop.key_on("s2")]
     with shop.connect().sessionmaker()() as session:
         some = explained(session, sa.select(User).where(User.id.in_(keys)).order_by(User.id.desc()))
@@ -73,7 +79,7 @@ def test_some_shards_and_every_shard(shop: Shop) -> None:
         assert explained(session, sa.select(User)).narrowed == "always"
 
 
-def test_tables_that_are_elsewhere(shop: Shop) -> None:
+def tables_that_are_elsewhere(shop: Shop) -> None:
     with shop.connect().sessionmaker()() as session:
         anywhere = explained(session, sa.select(Country))
         assert (anywhere.where, anywhere.shards) == ("any", ("s1", "s2"))
