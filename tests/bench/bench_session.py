@@ -91,6 +91,48 @@ def measure(title: str, works: dict[str, Work]) -> None:
         print(f"  {title:13} {name:30} {median * 1e6:7.0f} us  {ratios}", flush=True)
 
 
+SHARDS, SCATTERS, WAITED = 8, 40, 0.1
+
+
+def scatter(server: Server) -> None:
+    """A scatter over eight shards, against the slowest of them asked alone.
+
+    Each answer takes a shard 100 ms, during which it waits, as it would for a disk: the eight are on one machine, and would
+    share its processors.
+    """
+    names = [f"c{at}" for at in range(1, SHARDS + 1)]
+    for name in ("wide", *names):
+        server.create_database(name)
+    catalog = server.dsn("wide")
+    make_ready(catalog, {name: server.socket_dsn(name) or server.dsn(name) for name in names})
+    with engines.connect_catalog(catalog) as connection:
+        models.register(connection, Base.metadata)
+    with Cluster.connect(catalog) as cluster:
+        keys = {cluster.map.route("users", key).shard: key for key in range(ROWS)}
+        for name, key in keys.items():
+            cluster.run(key, lambda session, key=key, name=name: session.add(Item(id=key, name=name, score=1)))  # type: ignore[misc]
+        slow = sa.select(Item.id, sa.cast(sa.func.pg_sleep(WAITED), sa.Text)).order_by(Item.id)
+        times: dict[str, list[float]] = {"all": [], **{name: [] for name in names}}
+        for turn in range(SCATTERS):
+            for name in times:
+                start = time.perf_counter()
+                if name == "all":
+                    with cluster.sessionmaker()() as session:
+                        assert len(session.execute(slow).all()) == SHARDS
+                else:
+                    with cluster.sessionmaker()() as session:
+                        assert len(session.execute(slow.where(Item.id == keys[name])).all()) == 1
+                if turn > 2:
+                    times[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    slowest = max(medians[name] for name in names)
+    print(
+        f"  scatter       over {SHARDS} shards of {WAITED * 1e3:.0f} ms each {medians['all'] * 1e3:8.1f} ms  "
+        f"{medians['all'] / slowest:5.2f} of the slowest shard alone ({slowest * 1e3:.1f} ms)",
+        flush=True,
+    )
+
+
 def main() -> None:
     """Start a server, fill two shards, measure."""
     directory = Path(tempfile.mkdtemp(prefix="sw-"))
@@ -165,6 +207,7 @@ def run(server: Server) -> None:
     measure("point select", {name: select_in(make) for name, make in makers.items()})
     measure("get", {name: get_in(make) for name, make in makers.items() if name != "ShardedSession"})
     measure("insert", {name: insert_in(make) for name, make in makers.items()})
+    scatter(server)
     for cluster in (strict, relaxed):
         cluster.close()
     for engine in (plain, *sharded_engines.values()):

@@ -15,7 +15,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from fix_answers import Base, World, Worlds, add_spare, importing, switched
+from fix_answers import Base, Person, Post, World, Worlds, add_spare, importing, switched
+from fix_changes import Change, Changes
 from fix_statements import Question, Statements
 from shardwright import errors
 from shardwright.reshard import operate
@@ -72,12 +73,35 @@ def check(
         assert not Counter(map(repr, found)) - Counter(map(repr, whole)), "rows that there are not"
 
 
+def _changed(session: Session, change: Change) -> Any:
+    """What a change returned, and the rows of its key afterwards; or the kind of error that it met."""
+    with session:
+        try:
+            result: Any = session.execute(change.statement)
+            told = result.rowcount if getattr(change.statement, "_returning", ()) == () else sorted(map(tuple, result))
+        except sa.exc.IntegrityError as error:
+            return type(error.orig)
+        if change.key is None:
+            session.rollback()
+            return told
+        after = [
+            tuple(exact(value, False) for value in row)
+            for model, column in ((Post, Post.person_id), (Person, Person.id))
+            for row in session.execute(
+                sa.select(model.__table__).where(column == change.key).order_by(*model.__table__.primary_key)
+            )
+        ]
+        session.commit()
+        return told, after
+
+
 class Asking:
     """Asks all worlds, and counts."""
 
     def __init__(self, worlds: Worlds, rng: random.Random) -> None:
         self.worlds = worlds
         self.statements = Statements(rng)
+        self.changes = Changes(rng)
         self.answered: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
         self.ways_out: set[str] = set()
@@ -127,6 +151,25 @@ class Asking:
             f"{question.kind}, {world.size} shards, {phase}: {shown}\n{shown.params}"  # the seed is in the run's header
         )
 
+    def change(self, count: int, phase: str) -> None:
+        """Change rows everywhere; what names one key is committed, the rest undone."""
+        for _ in range(count):
+            change = self.changes.next()
+            wanted = _changed(Session(self.worlds.plain), change)
+            for world in self.worlds.by_size.values():
+                try:
+                    found = _changed(world.cluster.sessionmaker()(), change)
+                    assert found == wanted
+                except (*REFUSALS, errors.CrossShardTransaction):
+                    if change.key is not None:
+                        raise
+                    self.refused["change"] += 1
+                except AssertionError as error:
+                    shown = change.statement.compile(dialect=sa.dialects.postgresql.dialect())
+                    raise AssertionError(f"{change.kind}, {world.size} shards, {phase}: {shown}") from error
+                else:
+                    self.answered["change"] += 1
+
     def conclude(self) -> None:
         """A test that refuses everything would prove nothing."""
         total = {kind: self.answered[kind] + self.refused[kind] for kind in self.statements.kinds}
@@ -146,11 +189,12 @@ def test_some_answers_are_those_of_one_database(
     worlds = make_worlds([3])
     asking = Asking(worlds, rng)
     world = worlds.by_size[3]
-    asking.run(150, "before a move")
+    asking.run(90, "before a move")
+    asking.change(30, "before a move")
     moving = importing(world, "s1", "s2")
-    asking.run(120, "while rows are copied")
+    asking.run(80, "while rows are copied")
     switched(world, moving, "s1", "s2")
-    asking.run(120, "after the switch", [{}, {"reads": "relaxed"}])
+    asking.run(80, "after the switch", [{}, {"reads": "relaxed"}])
     asking.conclude()
 
 
@@ -167,6 +211,7 @@ def test_answers_are_those_of_one_database(
     worlds = make_worlds([1, 2, 3, 7])
     asking = Asking(worlds, rng)
     asking.run(PER_PHASE, "before a move")
+    asking.change(PER_PHASE // 5, "before a move")
     running = {}
     for size, world in worlds.by_size.items():
         add_spare(world, make_database("spare"))
@@ -174,6 +219,7 @@ def test_answers_are_those_of_one_database(
             running[size] = operate.start(catalog, operate.plan(catalog, add=world.spare))
         operate.drive(world.catalog_dsn, running[size], "verified")
     asking.run(PER_PHASE, "verified")
+    asking.change(PER_PHASE // 5, "verified")
     for size, world in worlds.by_size.items():
         monkeypatch.setenv("SHARDWRIGHT_FAILPOINT", "hand_over.opened:error")
         with pytest.raises(errors.FailpointReached):
@@ -183,7 +229,9 @@ def test_answers_are_those_of_one_database(
     for size, world in worlds.by_size.items():
         operate.drive(world.catalog_dsn, running[size], "switched")
     asking.run(PER_PHASE, "switched", [{}, {"reads": "relaxed"}])
+    asking.change(PER_PHASE // 5, "switched")
     for size, world in worlds.by_size.items():
         operate.drive(world.catalog_dsn, running[size], "done")
     asking.run(PER_PHASE, "done")
+    asking.change(PER_PHASE // 5, "done")
     asking.conclude()

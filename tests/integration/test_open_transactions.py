@@ -12,8 +12,10 @@ from typing import Any
 
 import psycopg
 import pytest
+import sqlalchemy as sa
 
 from fix_resharding import ROWS, Small
+from shardwright import Cluster, errors
 from shardwright.catalog import evidence, maps, operations
 from shardwright.reshard import operate
 
@@ -105,6 +107,27 @@ def test_open_transactions_are_waited_for_or_refused(
         assert outcomes == {"committed"}, "who had written was not waited for"
         assert max(h.attempts for h in switched.handovers[before:]) > 1, "no try to fence was cut short"
     assert outcomes <= {"committed", "SH001", "40001"}
+
+
+def test_a_pinned_session_that_stays_open_is_named(small: Small) -> None:
+    """It has read only, and waits for its application: it holds its range all the same."""
+    settings = {"fence_attempts": 2, "fence_lock_timeout_ms": 30}
+    with small.catalog() as catalog:
+        operation = operate.start(catalog, operate.plan(catalog, add="s3", batch_shares=(1.0,)), settings)
+    operate.drive(small.catalog_dsn, operation, "verified")
+    key, shard = _moving_keys(small, operation, 1)[0]
+    cluster = Cluster.connect(small.catalog_dsn, application="nightly export", refresh="never")
+    with cluster, cluster.sessionmaker()(key=key) as session:
+        pid = session.execute(sa.text("SELECT pg_backend_pid()")).scalar_one()
+        with pytest.raises(errors.NotDrained) as raised:
+            operate.drive(small.catalog_dsn, operation, "switched")
+        assert f"pid {pid} shardwright nightly export open" in raised.value.message
+        assert ", idle in transaction for" in raised.value.message
+        blocker = next(one for one in raised.value.facts["blockers"] if one["pid"] == pid)
+        assert blocker["state"] == "idle in transaction"
+        assert 0 <= blocker["state_s"] <= blocker["age_s"]
+    assert operate.drive(small.catalog_dsn, operation, "switched").phase == "switched"
+    assert shard != "s3"
 
 
 def _write(small: Small, keys: list[int], n: int) -> set[tuple[int, int]]:

@@ -11,6 +11,7 @@ from shardwright.reshard.world import LOCK_CLASS
 from shardwright.routing.predicates import GuardedTable
 
 Blocker = dict[str, object]
+_FIELDS = ("pid", "application_name", "state", "age_s", "gid", "state_s")
 
 #: Locks that a fence waits for, of alias l.
 _HELD = """
@@ -24,11 +25,12 @@ WHERE l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = cu
 # A prepared transaction keeps its locks, and no process has it: its number is the only way to its locks.
 _QUERY = f"""
 SELECT DISTINCT a.pid, a.application_name, a.state,
-       round(extract(epoch FROM clock_timestamp() - a.xact_start)::numeric, 1)::float8, NULL AS gid
+       round(extract(epoch FROM clock_timestamp() - a.xact_start)::numeric, 1)::float8, NULL AS gid,
+       round(extract(epoch FROM clock_timestamp() - a.state_change)::numeric, 1)::float8
   FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid {_HELD} AND l.pid <> pg_backend_pid()
  UNION ALL
 SELECT DISTINCT NULL::int, 'prepared transaction ' || p.gid, 'prepared',
-       round(extract(epoch FROM clock_timestamp() - p.prepared)::numeric, 1)::float8, p.gid
+       round(extract(epoch FROM clock_timestamp() - p.prepared)::numeric, 1)::float8, p.gid, NULL::float8
   FROM pg_prepared_xacts p
   JOIN pg_locks x ON x.locktype = 'transactionid' AND x.transactionid = p.transaction AND x.pid IS NULL
   JOIN pg_locks l ON l.virtualtransaction = x.virtualtransaction AND l.pid IS NULL {_HELD}
@@ -46,7 +48,8 @@ def list_blockers(
         numbers: range ids, and 0 for the whole shard.
 
     Returns:
-        For each pid (None for a prepared transaction), application_name, state, age_s in seconds, and gid.
+        For each pid (None for a prepared transaction), application_name, state, age_s and gid; and state_s, for how long it
+        has been in that state (None for a prepared transaction). Times are in seconds.
     """
     rows = connection.execute(
         _QUERY.encode(),
@@ -57,7 +60,7 @@ def list_blockers(
             "tables": [table.table_name for table in tables],
         },
     ).fetchall()
-    return [dict(zip(("pid", "application_name", "state", "age_s", "gid"), row, strict=True)) for row in rows]
+    return [dict(zip(_FIELDS, row, strict=True)) for row in rows]
 
 
 def shown(blockers: Sequence[Blocker]) -> str:
@@ -67,7 +70,10 @@ def shown(blockers: Sequence[Blocker]) -> str:
         blockers: from `list_blockers`.
     """
     return "; ".join(
-        (f"pid {one['pid']} " if one["pid"] is not None else "") + f"{one['application_name']} open {one['age_s']} s"
+        (f"pid {one['pid']} " if one["pid"] is not None else "")
+        + f"{one['application_name']} open {one['age_s']} s"
+        # Who waits for its application and not for the database will not end by itself.
+        + (f", {one['state']} for {one['state_s']} s" if str(one["state"]).startswith("idle in") else "")
         for one in blockers
     )
 
