@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from typing import Any
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from fix_sessions import Order, Shop, User
+from fix_sessions import Order, Setting, Shop, User
 from shardwright import errors
 from shardwright.catalog import decisions, recovery
+from shardwright.servers import Server
 
 
 def prepared(shop: Shop) -> list[str]:
@@ -40,6 +43,7 @@ def scores(shop: Shop) -> tuple[int, int]:
     return shop.ask("s1", "SELECT sum(score) FROM users"), shop.ask("s2", "SELECT sum(score) FROM users")
 
 
+@pytest.mark.every_driver
 def test_a_transfer_between_two_shards_is_committed_on_both(shop: Shop) -> None:
     one, other = two_users(shop)
     with shop.connect() as cluster:
@@ -113,6 +117,7 @@ def test_levels_that_keep_a_snapshot(shop: Shop, level: str) -> None:
     assert scores(shop) == (70, 130)
 
 
+@pytest.mark.every_driver
 def test_a_shard_that_refuses_at_the_end_undoes_all(shop: Shop) -> None:
     one, other = two_users(shop)
     shop.shard("s2").execute(
@@ -143,16 +148,19 @@ UNPREPARABLE = {
 }
 
 
-@pytest.mark.parametrize("what", UNPREPARABLE)
-def test_what_cannot_be_prepared_is_refused_with_the_reason(shop: Shop, what: str) -> None:
+@pytest.mark.every_driver
+def test_what_cannot_be_prepared_is_refused_with_the_reason(shop: Shop) -> None:
     one, other = two_users(shop)
-    with shop.connect() as cluster, cluster.sessionmaker(cross_shard="two_phase")() as session:
-        transfer(session, one, other, 30)
-        session.execute(sa.text(UNPREPARABLE[what]), bind_arguments={"key": other})
-        with pytest.raises(errors.CrossShardTransaction, match="cannot PREPARE"):
-            session.commit()
-    assert scores(shop) == (100, 100)
-    assert prepared(shop) == []
+    with shop.connect() as cluster:
+        for what, statement in UNPREPARABLE.items():
+            with cluster.sessionmaker(cross_shard="two_phase")() as session:
+                transfer(session, one, other, 30)
+                session.execute(sa.text(statement), bind_arguments={"key": other})
+                with pytest.raises(errors.CrossShardTransaction, match="cannot PREPARE"):
+                    session.commit()
+                session.rollback()
+            assert scores(shop) == (100, 100), what
+            assert prepared(shop) == []
 
 
 def test_a_transaction_that_was_taken_for_abandoned_is_rolled_back(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,6 +220,7 @@ def test_a_row_that_is_gone_cannot_be_committed_any_more(shop: Shop, monkeypatch
     assert prepared(shop) == []
 
 
+@pytest.mark.every_driver
 @pytest.mark.parametrize("decided", [True, False])
 def test_a_lost_answer_of_the_catalog_is_unknown_and_found_out(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, decided: bool
@@ -251,6 +260,7 @@ def test_a_catalog_that_is_away_stops_it_before_anything_is_prepared(
     assert prepared(shop) == []
 
 
+@pytest.mark.every_driver
 def test_a_connection_that_breaks_after_the_decision_makes_no_error(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,6 +285,7 @@ def test_a_connection_that_breaks_after_the_decision_makes_no_error(
         assert session.get_one(User, other).score == 130
 
 
+@pytest.mark.every_driver
 def test_a_connection_that_breaks_before_the_decision_undoes_all(shop: Shop) -> None:
     one, other = two_users(shop)
     with shop.connect() as cluster, cluster.sessionmaker(cross_shard="two_phase")() as session:
@@ -302,3 +313,28 @@ def test_others_prepared_transactions_are_left_alone(shop: Shop) -> None:
     finally:
         for name in names:
             shop.shard("s1").execute(f"ROLLBACK PREPARED '{name.replace(chr(39), chr(39) * 2)}'".encode())
+
+
+def test_a_server_that_prepares_nothing_is_named_before_anything_is_sent(
+    shop: Shop, server_factory: Callable[..., Server]
+) -> None:
+    one, _ = two_users(shop)
+    elsewhere = server_factory(settings={"max_prepared_transactions": "0"})
+    with psycopg.connect(elsewhere.dsn(), autocommit=True) as connection:
+        connection.execute("CREATE TABLE settings (name text PRIMARY KEY, value text)")
+        facts = connection.execute("SELECT system_identifier::text FROM pg_control_system()").fetchone()
+        oid = connection.execute("SELECT oid::int8 FROM pg_database WHERE datname = current_database()").fetchone()
+    assert facts is not None
+    assert oid is not None
+    # The home of the settings is on such a server from now on.
+    shop.catalog.execute(
+        "UPDATE shardwright.shards SET conninfo = %s, system_identifier = %s, database_oid = %s WHERE name = 's2'",
+        (elsewhere.dsn(), facts[0], oid[0]),
+    )
+    with shop.connect() as cluster, cluster.sessionmaker(cross_shard="two_phase")() as session:
+        session.execute(sa.update(User).where(User.id == one).values(score=0))
+        session.execute(sa.insert(Setting).values(name="a", value="b"))
+        with pytest.raises(errors.UnfitServer, match="shard s2 has max_prepared_transactions = 0"):
+            session.commit()
+    assert shop.ask("s1", "SELECT score FROM users WHERE id = %s", one) == 100
+    assert rows(shop) == []

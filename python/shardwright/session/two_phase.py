@@ -102,7 +102,7 @@ class TwoPhase:
         if shard in self._decider.able_to_prepare:
             return
         with opening.speaking_to(self._parts[shard]):
-            room = self._drivers[shard].command("SHOW max_prepared_transactions")
+            room = self._drivers[shard].command("SELECT pg_catalog.current_setting('max_prepared_transactions')")
         if room == "0":
             raise errors.UnfitServer(
                 f"shard {shard} has max_prepared_transactions = 0, so it cannot take part in a transaction on several shards",

@@ -200,6 +200,8 @@ class GuardedAsyncpg(Guarded, asyncpg.Connection):  # type: ignore[misc]
         Raises:
             asyncpg.PostgresError, asyncpg.InterfaceError, OSError: `is_commit_lost` where the answer was lost.
         """
+        if self.settled:
+            return
         if self.wrote:
             # Before COMMIT is sent: what fails here is an ordinary failure of a transaction.
             await self._ask_xid_once()

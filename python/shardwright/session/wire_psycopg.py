@@ -324,6 +324,8 @@ class GuardedAsyncConnection(PsycopgGuarded, psycopg.AsyncConnection[Any]):
         psycopg would cancel the COMMIT on the server. Where it waits for standbys, it would be committed all the same,
         and not be safe.
         """
+        if self.settled:
+            return
         async with self.lock:
             generator = self._commit_gen()
             if self.watch is not None:
