@@ -13,6 +13,8 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 from fix_sessions import Order, Shop, User
 from shardwright import ShardSession, errors
 
+pytestmark = pytest.mark.every_driver
+
 
 def keys(shop: Shop, count: int = 4) -> list[int]:
     return [shop.key_on(name, nth) for nth in range(count) for name in ("s2", "s1")]

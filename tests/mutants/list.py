@@ -130,6 +130,37 @@ MUTANTS = (
         ("tests/integration", "-k", "pg18 and test_session and commit"),
     ),
     Mutant(
+        "no check on asyncpg's BEGIN",
+        "a task with an old map reads rows where they no longer live",
+        "session/wire_asyncpg.py",
+        (
+            (
+                "        commands = self.take_ahead(whole=whole)\n",
+                "        self._wanted = set()\n        commands = self.take_ahead(whole=whole)\n",
+            ),
+        ),
+        ("tests/integration/test_session_pinned.py", "-k", "pg18 and asyncpg and isolation_level"),
+    ),
+    Mutant(
+        "a COMMIT is cancelled with its task",
+        "what waits for a standby is stored without it, and reported as cancelled",
+        "session/wire_asyncpg.py",
+        (
+            (
+                'said = await to_its_end(self.execute("COMMIT"), COMMIT_GRACE, self.terminate)',
+                'said = await self.execute("COMMIT")',
+            ),
+        ),
+        ("tests/integration/test_async_session.py", "-k", "pg18 and asyncpg and was_sent"),
+    ),
+    Mutant(
+        "free connections go past those who wait",
+        "under load a task waits for a connection for ever",
+        "session/shard_pool.py",
+        (("asyncio.Semaphore(", "asyncio.Semaphore(1000 + "),),
+        ("tests/integration/test_async_session.py", "-k", "pg18 and async and in_turn"),
+    ),
+    Mutant(
         "shard key may change",
         "a row ends up where its key does not live",
         "routing/predicates.py",

@@ -204,7 +204,9 @@ class Routed:
             may_spread=self._shards.two_phase,
         )  # fmt: skip
         points = arguments.get("points")
-        return within(self._cluster, target, points) if points is not None and isinstance(target, Everywhere) else target
+        return (
+            within(self._cluster, target, points) if points is not None and isinstance(target, Everywhere) else target
+        )
 
     def _may_miss(self, statement: Any, execution_options: Any) -> bool:
         """Whether a part of an answer is one, as the statement, the call or the session says."""

@@ -306,17 +306,25 @@ class GuardedStatement(PreparedStatement):  # type: ignore[misc]
 class _Transaction:
     """What SQLAlchemy's adapter uses of an asyncpg transaction."""
 
+    _managed = False
+
     def __init__(self, connection: GuardedAsyncpg) -> None:
         self._connection = connection
 
     async def start(self) -> None:
         await self._connection.start()
+        # Where asyncpg looks, in its older versions, whether there may be a cursor.
+        self._connection._top_xact = self
 
     async def commit(self) -> None:
+        self._connection._top_xact = None
         await self._connection.commit()
 
     async def rollback(self) -> None:
-        await self._connection.execute("ROLLBACK")
+        self._connection._top_xact = None
+        # In a hurry it is about to be closed, which ends the transaction as well.
+        if self._connection.has_begun and not in_a_hurry.get():
+            await self._connection.execute("ROLLBACK")
 
 
 class _Watched:
