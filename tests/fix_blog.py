@@ -22,10 +22,12 @@ from sqlalchemy.ext.associationproxy import AssociationProxy, association_proxy
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
+import fix_drivers
 from fix_servers import Dsns
 from shardwright import ShardSession, sharded_by
 from shardwright.catalog import models
 from shardwright.session import Cluster
+from shardwright.session.pools import Driver
 from shardwright.testing.clusters import make_ready
 
 
@@ -171,6 +173,8 @@ class Blog:
 
     cluster: Cluster
     dsns: Dsns
+    #: what is closed by whoever runs the test
+    clusters: list[Cluster]
     #: an author's key on s1, and one on s2
     one: int
     two: int
@@ -199,29 +203,30 @@ def author(key: int) -> Author:
 
 
 @pytest.fixture
-def blog(cluster_dsns: Callable[..., Dsns]) -> Iterator[Blog]:
+def blog(cluster_dsns: Callable[..., Dsns], driver: Driver) -> Iterator[Blog]:
     with ExitStack() as stack:
         dsns = cluster_dsns(2)
         make_ready(dsns.catalog, dsns.shards)
         with psycopg.connect(dsns.catalog, autocommit=True) as catalog:
             models.register(catalog, Base.metadata)
-        cluster = stack.enter_context(Cluster.connect(dsns.catalog, refresh="never", application="test"))
-        keys = {
-            shard: next(k for k in range(1, 10_000) if cluster.map.route("users", k).shard == shard)
-            for shard in ("s1", "s2")
-        }
-        made = Blog(cluster, dsns, keys["s1"], keys["s2"])
-        for key in keys.values():
-            with made.sessions(key=key) as session, session.begin():
-                session.add(author(key))
-                tag = Tag(author_id=key, n=1, word="w")
-                session.add_all([tag, Photo(author_id=key, n=1, width=7), Sound(author_id=key, n=2, seconds=3)])
-                root = Category(author_id=key, n=1, children=[Category(n=2, children=[Category(n=3)])])
-                session.add(root)
-                session.flush()
-                for post in session.scalars(sa.select(Post).where(Post.author_id == key)):
-                    post.tags.append(tag)
-        yield made
+        with Cluster.connect(dsns.catalog, refresh="never", application="test") as cluster:
+            keys = [next(k for k in range(1, 10_000) if cluster.map.route("users", k).shard == s) for s in ("s1", "s2")]
+            for key in keys:
+                fill(cluster, key)
+        driven = stack.enter_context(fix_drivers.connect(driver, dsns.catalog, refresh="never", application="test"))
+        yield Blog(driven, dsns, [driven], *keys)
+
+
+def fill(cluster: Cluster, key: int) -> None:
+    """Write an author, and all that is the author's."""
+    with cluster.sessionmaker()(key=key) as session, session.begin():
+        tag = Tag(author_id=key, n=1, word="w")
+        root = Category(author_id=key, n=1, children=[Category(n=2, children=[Category(n=3)])])
+        medias = [Photo(author_id=key, n=1, width=7), Sound(author_id=key, n=2, seconds=3)]
+        session.add_all([author(key), tag, root, *medias])
+        session.flush()
+        for post in session.scalars(sa.select(Post).where(Post.author_id == key)):
+            post.tags.append(tag)
 
 
 def both(blog: Blog) -> Iterator[tuple[ShardSession, int]]:

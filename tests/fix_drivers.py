@@ -1,7 +1,7 @@
 """Tests of sessions that run for every driver: in threads with psycopg, in tasks with psycopg and with asyncpg.
 
-A test with the marker ``every_driver`` that uses `shop` runs three times. Its body stays plain: for the drivers of event
-loops it runs in one of SQLAlchemy's greenlets, and `shop.connect()` gives a cluster whose sessions are those inside of an
+A test with the marker ``every_driver`` that uses `shop` or `blog` runs three times. Its body stays plain: for the drivers
+of event loops it runs in one of SQLAlchemy's greenlets, and the fixture's clusters give the sessions inside of an
 `AsyncShardSession`. `in_thread` and `until` of fix_sessions do with tasks then what they do with threads.
 
 Fixtures:
@@ -53,15 +53,15 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if getattr(getattr(pyfuncitem, "callspec", None), "params", {}).get("driver", "psycopg") == "psycopg":
         return None
     arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
-    asyncio.run(_drive(partial(pyfuncitem.obj, **arguments), pyfuncitem.funcargs["shop"]))
+    asyncio.run(_drive(partial(pyfuncitem.obj, **arguments), list(pyfuncitem.funcargs.values())))
     return True
 
 
-async def _drive(test: Callable[[], None], shop: Any) -> None:
+async def _drive(test: Callable[[], None], fixtures: list[Any]) -> None:
     try:
         await greenlet_spawn(test)
     finally:
-        for cluster in shop.clusters:
+        for cluster in (one for fixture in fixtures for one in getattr(fixture, "clusters", ())):
             await cluster.aclose()
     left = asyncio.all_tasks() - {asyncio.current_task()}
     assert not left, f"tasks go on: {left}"

@@ -13,6 +13,8 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 from fix_blog import Author, Blog, Category, Comment, Media, Photo, Post, both
 from shardwright import errors
 
+pytestmark = pytest.mark.every_driver
+
 # ---------------------------------------------------------------------- relationship loading
 
 
@@ -222,25 +224,6 @@ def test_events_are_told(blog: Blog) -> None:
             "after_begin",
             "do_orm_execute",
         }
-
-
-def test_factories(blog: Blog) -> None:
-    scoped = orm.scoped_session(blog.cluster.sessionmaker())
-    assert scoped.get_one(Author, blog.one).id == blog.one
-    scoped(), scoped.remove()
-    made = blog.cluster.sessionmaker(expire_on_commit=False, info={"a": 1})
-    with made() as session:
-        assert session.info == {"a": 1}
-    made.configure(autobegin=False)
-    with made() as session:
-        with pytest.raises(sa.exc.InvalidRequestError):
-            session.get(Author, blog.one)
-        with session.begin():
-            assert session.get(Author, blog.one)
-    with made(key=blog.one, close_resets_only=False, autobegin=True) as session:
-        assert session.get(Author, blog.one)
-    with pytest.raises(sa.exc.InvalidRequestError):
-        session.get(Author, blog.one)
 
 
 # ---------------------------------------------------------------------- bulk and ORM-enabled statements
