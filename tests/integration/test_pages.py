@@ -174,5 +174,5 @@ def test_what_has_no_pages(shop: Shop) -> None:
     for statement, why in UNFIT:
         with pytest.raises(errors.BadOption, match=why):
             next(cluster.pages(statement))
-    with pytest.raises(errors.BadOption, match="size"):
+    with pytest.raises(errors.BadOption, match="0 rows"):
         next(cluster.pages(sa.select(Country), size=0))
