@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
+from weakref import WeakSet
+
+from sqlalchemy.engine import Connection
 
 from shardwright import errors
 from shardwright.session.explaining import Explanation
@@ -110,6 +113,9 @@ Event = (
     | BreakerChanged
 )
 Listener = Callable[[Event], None]
+
+#: Connections to shards whose transaction may be stored or not: nobody answered.
+undecided: WeakSet[Connection] = WeakSet()
 
 #: What is called with each event; None where nobody listens.
 hook: Listener | None = None

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, ExceptionContext
@@ -15,6 +14,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from shardwright.session import events
 from shardwright.session.events import Listener, TransactionBegun, TransactionEnded
 from shardwright.session.session import ShardSession
+from shardwright.session.wire import is_commit_lost
 
 _changing = threading.Lock()
 _listeners: tuple[Listener, ...] = ()
@@ -69,12 +69,15 @@ class _Told:
 
     def __init__(self) -> None:
         self.began, self.started = time.time_ns(), time.perf_counter()
-        self.shards: list[str] = []
-        self.outcome: events.Outcome = "rolled_back"
+        self.shards: dict[str, Connection] = {}
+        self.committed = False
 
-
-#: The transaction that a connection is used in.
-_in_use: WeakKeyDictionary[Connection, _Told] = WeakKeyDictionary()
+    @property
+    def outcome(self) -> events.Outcome:
+        """What has become of it."""
+        if self.committed:
+            return "committed"
+        return "unknown" if any(one in events.undecided for one in self.shards.values()) else "rolled_back"
 
 
 def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
@@ -82,10 +85,10 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
     if shard is None or events.hook is None:
         return
     told: _Told = session.__dict__.setdefault("_shardwright_told", _Told())
-    if shard in told.shards:
-        return  # a savepoint
-    told.shards.append(shard)
-    _in_use[connection] = told
+    known = told.shards.get(shard)
+    told.shards[shard] = connection
+    if known is not None:
+        return  # a savepoint, or a shard that turned us away at first
     assert isinstance(session, ShardSession)
     events.hook(TransactionBegun(session.route, shard))
 
@@ -93,7 +96,7 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
 def _after_commit(session: Session) -> None:
     told: _Told | None = session.__dict__.get("_shardwright_told")
     if told is not None and session.get_nested_transaction() is None:
-        told.outcome = "committed"
+        told.committed = True
 
 
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
@@ -108,10 +111,8 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
 
 
 def _on_error(context: ExceptionContext) -> None:
-    if context.connection is not None and getattr(context.original_exception, "shardwright_commit_lost", False):
-        told = _in_use.get(context.connection)
-        if told is not None:
-            told.outcome = "unknown"
+    if context.connection is not None and is_commit_lost(context.original_exception):
+        events.undecided.add(context.connection)
 
 
 _SQLALCHEMY: tuple[tuple[type[Any], str, Callable[..., None]], ...] = (

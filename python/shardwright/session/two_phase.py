@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection
 from shardwright import errors
 from shardwright.catalog import decisions
 from shardwright.failpoints import reach
-from shardwright.session import opening
+from shardwright.session import events, opening
 from shardwright.session.deciding import Decider
 from shardwright.session.faults import said_by, sqlstate_of
 from shardwright.session.retries import Backoff
@@ -135,6 +135,7 @@ class TwoPhase:
             return self._waiting.aside(partial(self._decider.commit, self._id, PATIENCE))
         except errors.PreconditionError as lost:
             self._forget_parts()
+            events.undecided.update(self._parts.values())
             raise errors.CommitUnknown(
                 f"the catalog's answer to the decision on transaction {self._id} was lost: it may be committed or not",
                 fix="cluster.commit_outcome(error) tells which; `shardwright tx recover` ends what is prepared",
