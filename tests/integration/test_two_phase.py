@@ -15,6 +15,7 @@ from fix_sessions import Order, Setting, Shop, User
 from shardwright import errors
 from shardwright.catalog import decisions, recovery
 from shardwright.servers import Server
+from shardwright.session import events, telling
 
 
 def prepared(shop: Shop) -> list[str]:
@@ -235,10 +236,15 @@ def test_a_lost_answer_of_the_catalog_is_unknown_and_found_out(
             raise errors.CannotConnect("the connection is lost")
 
         monkeypatch.setattr(cluster.decider, "commit", lost)
+        heard: list[events.Event] = []
+        stop = telling.listen(heard.append)
         transfer(session, one, other, 30)
         with pytest.raises(errors.CommitUnknown) as caught:
             session.commit()
         session.rollback()
+        stop()
+        # Who counts transactions is told the same.
+        assert [one.outcome for one in heard if isinstance(one, events.TransactionEnded)] == ["unknown"]
         assert len(prepared(shop)) == 2
         assert cluster.commit_outcome(caught.value) == ("committed" if decided else "aborted")
         assert prepared(shop) == []
