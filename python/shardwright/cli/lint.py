@@ -22,7 +22,12 @@ from shardwright.routing import proposing, readiness
 from shardwright.routing.readiness import Finding, Readiness
 from shardwright.routing.tables import declaration_of
 
-app = App(name="lint", help="Tell what of an application's models and statements would be refused, or ask every shard.")
+app = App(
+    name="lint",
+    help="Tell what of an application's models and statements would be refused, or ask every shard.",
+    help_epilogue="Example:\n\n    shardwright lint app.models --key user_id --statements recorded.jsonl\n\n"
+    "No database is asked. The exit code is 3 where something would be refused.",
+)
 
 _PLACES = 3
 
@@ -40,11 +45,7 @@ def lint(
     """Tell what of an application's models and statements would be refused, or ask every shard.
 
     No database is asked, and the models need not have heard of shardwright: where no table declares anything, the column
-    that most tables share is proposed as the shard key. For example:
-
-        shardwright lint app.models --key user_id --statements recorded.jsonl
-
-    The exit code is 3 where something would be refused.
+    that most tables share is proposed as the shard key. The exit code is 3 where something would be refused.
 
     Args:
         models: MODULE, or MODULE:NAME of a declarative base or MetaData, such as app.models:Base.
