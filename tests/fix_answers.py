@@ -259,11 +259,11 @@ def _registered() -> sa.MetaData:
 
 def add_spare(world: World, dsn: str) -> None:
     """Add an empty shard to a cluster."""
+    with psycopg.connect(dsn) as shard:
+        shard.execute(ODD)
     with world.catalog() as connection:
         shards.add_shard(connection, world.spare, dsn)
     world.dsns[world.spare] = dsn
-    with psycopg.connect(dsn) as shard:
-        shard.execute(ODD)
     engine = sa.create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(dsn))
     with engine.begin() as connection:
         Country.__table__.create(connection)  # type: ignore[attr-defined]

@@ -53,6 +53,7 @@ ORDERS: list[tuple[Any, ...]] = [
 ]
 
 
+@pytest.mark.every_driver
 def test_a_stream_gives_what_a_list_gives(many: Shop) -> None:
     for name in ("s1", "s2"):
         many.shard(name).execute('CREATE COLLATION odd FROM "C"')
@@ -70,6 +71,7 @@ def test_a_stream_gives_what_a_list_gives(many: Shop) -> None:
         assert [user.id for part in parts for user in part] == list(range(1, ROWS + 1))
 
 
+@pytest.mark.every_driver
 def test_who_reads_slowly_holds_back_the_shards(many: Shop, fetched: list[int]) -> None:
     with many.connect().sessionmaker()() as session:
         for order in ((), (User.id,)):
