@@ -20,6 +20,7 @@ TABLE = (
     "('public', 'x', {}, '{{}}')"
 )
 OPERATION = "INSERT INTO shardwright.operations (request) VALUES ('{}')"
+DECISION = "INSERT INTO shardwright.decisions (application, shards, outcome, decided_at, settled_at) VALUES ('x', {})"
 ADVANCE = "SELECT shardwright.advance({}, {}, {}, {}, NULL)"
 
 
@@ -124,6 +125,23 @@ def catalog(shared: psycopg.Connection) -> Iterator[psycopg.Connection]:
             "INSERT INTO shardwright.moves (operation, keyspace, source, target, points) VALUES (1, 1, 's1', 's2', '{}')",
             "moves_points_check",
         ),
+        # transactions on several shards, and ids
+        (DECISION.format("'{s1}', 'open', NULL, NULL"), "decisions_shards_check"),
+        (DECISION.format("'{s1,s2}', 'perhaps', now(), NULL"), "decisions_outcome_check"),
+        (DECISION.format("'{s1,s2}', 'committed', NULL, NULL"), "decisions_check"),
+        (DECISION.format("'{s1,s2}', 'open', NULL, now()"), "decisions_check1"),
+        (
+            DECISION.format("'{s1,s2}', 'aborted', now(), NULL")
+            + "; UPDATE shardwright.decisions SET outcome = 'committed'",
+            "decided_once",
+        ),
+        (
+            DECISION.format("'{s1,s2}', 'committed', now(), NULL") + "; DELETE FROM shardwright.decisions",
+            "settled_before_forgotten",
+        ),
+        ("INSERT INTO shardwright.generators (number) VALUES (1024)", "generators_number_check"),
+        ("UPDATE shardwright.generators SET shard = 's1' WHERE number < 2", "generators_shard_key"),
+        ("UPDATE shardwright.generators SET granted = -1 WHERE number = 7", "ids_granted_once"),
     ],
 )
 def test_the_database_refuses(catalog: psycopg.Connection, statement: str, constraint: str) -> None:

@@ -108,7 +108,7 @@ def test_what_a_function_writes_is_a_part_too(shop: Shop) -> None:
     assert [row[0] for row in rows(shop)] == ["committed"]
 
 
-@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+@pytest.mark.parametrize("level", [pytest.param("REPEATABLE READ", marks=pytest.mark.slow), "SERIALIZABLE"])
 def test_levels_that_keep_a_snapshot(shop: Shop, level: str) -> None:
     one, other = two_users(shop)
     with shop.connect() as cluster:
@@ -118,7 +118,6 @@ def test_levels_that_keep_a_snapshot(shop: Shop, level: str) -> None:
     assert scores(shop) == (70, 130)
 
 
-@pytest.mark.every_driver
 def test_a_shard_that_refuses_at_the_end_undoes_all(shop: Shop) -> None:
     one, other = two_users(shop)
     shop.shard("s2").execute(
@@ -183,6 +182,7 @@ def test_a_transaction_that_was_taken_for_abandoned_is_rolled_back(shop: Shop, m
     assert [row[0] for row in rows(shop)] == ["aborted"]
 
 
+@pytest.mark.slow
 def test_a_decision_wins_over_whoever_comes_later(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = two_users(shop)
     with shop.connect() as cluster, cluster.sessionmaker(cross_shard="two_phase")() as session:
@@ -221,7 +221,6 @@ def test_a_row_that_is_gone_cannot_be_committed_any_more(shop: Shop, monkeypatch
     assert prepared(shop) == []
 
 
-@pytest.mark.every_driver
 @pytest.mark.parametrize("decided", [True, False])
 def test_a_lost_answer_of_the_catalog_is_unknown_and_found_out(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, decided: bool
@@ -291,7 +290,6 @@ def test_a_connection_that_breaks_after_the_decision_makes_no_error(
         assert session.get_one(User, other).score == 130
 
 
-@pytest.mark.every_driver
 def test_a_connection_that_breaks_before_the_decision_undoes_all(shop: Shop) -> None:
     one, other = two_users(shop)
     with shop.connect() as cluster, cluster.sessionmaker(cross_shard="two_phase")() as session:
@@ -321,6 +319,7 @@ def test_others_prepared_transactions_are_left_alone(shop: Shop) -> None:
             shop.shard("s1").execute(f"ROLLBACK PREPARED '{name.replace(chr(39), chr(39) * 2)}'".encode())
 
 
+@pytest.mark.slow
 def test_a_server_that_prepares_nothing_is_named_before_anything_is_sent(
     shop: Shop, server_factory: Callable[..., Server]
 ) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import shardwright
@@ -72,7 +72,7 @@ def test_ids_of_later_milliseconds_are_greater() -> None:
 
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("take"), st.integers(1, 9000)),
+        st.tuples(st.just("take"), st.integers(1, 5000)),
         st.tuples(st.just("time"), st.integers(-3 * SPAN_MS, 3 * SPAN_MS)),
         st.tuples(st.just("catalog"), st.integers(-3 * SPAN_MS, 3 * SPAN_MS)),
         st.tuples(st.just("lose"), st.just(0)),
@@ -82,6 +82,7 @@ STEPS = st.lists(
 )
 
 
+@settings(deadline=None, max_examples=40)
 @given(STEPS)
 def test_whatever_happens_no_id_comes_twice_and_they_grow(steps: list[tuple[str, int]]) -> None:
     catalog, clock = Catalog(), Clock()
@@ -175,6 +176,7 @@ def test_the_module_knows_the_only_cluster() -> None:
     assert shardwright.next_id() < one.next()
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-(10**9), 10**10), max_size=50))
 def test_uuids_grow_whatever_the_clock_does(steps: list[int]) -> None:
     now = [time.time_ns()]
