@@ -171,9 +171,7 @@ class _Paging:
         result = session.execute(statement, bind_arguments=within)
         names = list(result.keys())[: -len(self._keys)]
         found = [tuple(row) for row in result]
-        shown: Sequence[Row[Any]] = IteratorResult(
-            SimpleResultMetaData(names), iter([row[: len(names)] for row in found])
-        ).all()
+        shown: Any = IteratorResult(SimpleResultMetaData(names), iter([row[: len(names)] for row in found])).all()
         following = position.following(found[-1][len(names) :] if len(found) == self._size else None)
         return Page(shown, following.token(self._mark) if following is not None else None), following
 
