@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
 import threading
@@ -23,6 +24,7 @@ from shardwright.catalog import models
 from shardwright.servers import Server
 from shardwright.session import events
 from shardwright.session.breaker import BreakerOptions
+from shardwright.session.pools import AsyncDriver
 from shardwright.testing.clusters import make_ready
 
 
@@ -158,6 +160,44 @@ def test_a_shard_that_hangs_is_found_out_and_not_called_any_more(failing: Failin
     assert len(failing.dials) == dialled, "the network was touched"
     assert ask(cluster, there) == 0
     assert cluster.engine("s1").pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("way", [pytest.param("psycopg", id="async"), "asyncpg"])
+def test_tasks_meet_the_same_breaker(failing: Failing, changes: list[str], way: AsyncDriver) -> None:
+    here, there = failing.shop.key_on("s1"), failing.shop.key_on("s2")
+
+    async def try_it(cluster: Cluster) -> None:
+        sessions = cluster.async_sessionmaker(driver=way)
+
+        async def count(key: int) -> Any:
+            async with sessions(key=key) as session:
+                return await session.scalar(sa.select(sa.func.count()).select_from(User).where(User.id == key))
+
+        assert await asyncio.gather(*(count(key) for key in (here, here, there))) == [0, 0, 0]
+        failing.server.pause()
+        hung = [asyncio.create_task(count(here)) for _ in range(6)]
+        # The loop is not held up.
+        assert await count(there) == 0
+        assert not any(task.done() for task in hung)
+        found = await asyncio.gather(*hung, return_exceptions=True)
+        assert all(isinstance(one, errors.ShardUnavailable) for one in found), found
+        assert changes == ["open"]
+        dialled = len(failing.dials)
+        with pytest.raises(errors.ShardUnavailable) as caught:
+            await count(here)
+        assert caught.value.facts["retry_after"] > 0
+        assert await count(there) == 0
+        # Threads of the same process know it as well.
+        assert refused(cluster, here).facts["retry_after"] > 0
+        assert len(failing.dials) == dialled
+        failing.server.resume()
+
+    async def run() -> None:
+        with failing.connect() as cluster:
+            await try_it(cluster)
+            await cluster.aclose()
+
+    asyncio.run(run())
 
 
 def test_it_is_called_again_when_it_goes_on(failing: Failing, changes: list[str]) -> None:

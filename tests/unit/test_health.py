@@ -76,13 +76,14 @@ def test_other_errors_are_answers(server: Server, state: str) -> None:
     assert not is_open(one)
 
 
-def test_a_lost_connection_says_nothing(server: Server) -> None:
+@pytest.mark.parametrize("state", [None, "08003", "08006"])
+def test_a_lost_connection_says_nothing(server: Server, state: str | None) -> None:
     one = health(server)
     for _ in range(5):
-        one.judge(error_with(None))
+        one.judge(error_with(state))
     assert not is_open(one)
     one.failed("x")
-    one.judge(error_with(None))
+    one.judge(error_with(state))
     one.failed("x")
     assert is_open(one)
 

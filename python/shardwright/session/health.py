@@ -89,7 +89,8 @@ class Health:
         state = sqlstate_of(error)
         if state in NOT_SERVING:
             self.failed(f"shard {self._breaker.shard}: {error}")
-        elif state is not None:
+        elif state is not None and not state.startswith("08"):
+            # Class 08 is what drivers themselves say of a connection that was lost.
             self.heard()
 
     def is_silent(self, since: float) -> bool:
