@@ -44,7 +44,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The other drivers run on the newest PostgreSQL, and on all of them in `make test-all`."""
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
-        if params.get("driver", "psycopg") != "psycopg" and params.get("postgres") not in (None, POSTGRESES[0]):
+        in_tasks = "spoken" in params or params.get("driver", "psycopg") != "psycopg"
+        if in_tasks and params.get("postgres") not in (None, POSTGRESES[0]):
             item.add_marker(pytest.mark.slow)
 
 

@@ -38,7 +38,7 @@ class Purchase(Awaitable):
 
 OURS = "FROM pg_stat_activity WHERE application_name = 'shardwright test' AND datname = current_database()"
 
-pytestmark = pytest.mark.parametrize("driver", [pytest.param("psycopg", id="async"), "asyncpg"])
+pytestmark = pytest.mark.parametrize("spoken", [pytest.param("psycopg", id="async"), "asyncpg"])
 
 
 async def connect(shop: Shop, **options: Any) -> Cluster:
@@ -54,17 +54,17 @@ async def soon(condition: Callable[[], Any], what: str) -> None:
 
 
 def on_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    def run(shop: Shop, driver: AsyncDriver) -> None:
-        asyncio.run(test(shop, driver))
+    def run(shop: Shop, spoken: AsyncDriver) -> None:
+        asyncio.run(test(shop, spoken))
 
     run.__name__, run.__doc__ = test.__name__, test.__doc__
     return run
 
 
 @on_loop
-async def test_a_pinned_session_writes_and_reads_on_its_shard(shop: Shop, driver: AsyncDriver) -> None:
+async def test_a_pinned_session_writes_and_reads_on_its_shard(shop: Shop, spoken: AsyncDriver) -> None:
     async with await connect(shop) as cluster:
-        sessions = cluster.async_sessionmaker(driver=driver)
+        sessions = cluster.async_sessionmaker(driver=spoken)
         for shard in ("s1", "s2"):
             key = shop.key_on(shard)
             async with sessions(key=key) as session:
@@ -82,12 +82,12 @@ async def test_a_pinned_session_writes_and_reads_on_its_shard(shop: Shop, driver
 
 
 @on_loop
-async def test_what_async_sessions_offer(shop: Shop, driver: AsyncDriver) -> None:
+async def test_what_async_sessions_offer(shop: Shop, spoken: AsyncDriver) -> None:
     async with await connect(shop) as cluster:
         keys = [shop.key_on("s1"), shop.key_on("s2")]
         for key in keys:
-            await cluster.arun(key, lambda session, key=key: _add(session, key), driver=driver)
-        sessions = cluster.async_sessionmaker(driver=driver, expire_on_commit=False)
+            await cluster.arun(key, lambda session, key=key: _add(session, key), driver=spoken)
+        sessions = cluster.async_sessionmaker(driver=spoken, expire_on_commit=False)
         async with sessions() as session:
             assert isinstance(session, AsyncShardSession)
             # Streams: of one shard by a cursor of the server, of several shards merged.
@@ -115,7 +115,7 @@ async def test_what_async_sessions_offer(shop: Shop, driver: AsyncDriver) -> Non
         async with sessions(key=keys[0], isolation_level="SERIALIZABLE", read_only=True) as session:
             asked = sa.text("SELECT current_setting('transaction_isolation'), current_setting('transaction_read_only')")
             assert (await session.execute(asked)).one() == ("serializable", "on")
-        async with cluster.async_engine("s1", driver).connect() as connection:
+        async with cluster.async_engine("s1", spoken).connect() as connection:
             assert await connection.scalar(sa.text("SELECT count(*) FROM users")) == 1
 
 
@@ -125,10 +125,10 @@ async def _add(session: AsyncShardSession, key: int) -> None:
 
 
 @on_loop
-async def test_attributes_can_be_awaited(shop: Shop, driver: AsyncDriver) -> None:
+async def test_attributes_can_be_awaited(shop: Shop, spoken: AsyncDriver) -> None:
     key = shop.key_on("s2")
     async with await connect(shop) as cluster:
-        sessions = cluster.async_sessionmaker(driver=driver)
+        sessions = cluster.async_sessionmaker(driver=spoken)
         async with sessions.begin() as session:
             session.add(Person(id=key, name="x", purchases=[Purchase(n=1, amount=1)]))
         async with sessions() as session:
@@ -139,7 +139,7 @@ async def test_attributes_can_be_awaited(shop: Shop, driver: AsyncDriver) -> Non
 
 
 @on_loop
-async def test_run_replays_and_what_is_unknown_is_found_out(shop: Shop, driver: AsyncDriver) -> None:
+async def test_run_replays_and_what_is_unknown_is_found_out(shop: Shop, spoken: AsyncDriver) -> None:
     key = shop.key_on("s1")
     shop.shard("s1").execute("CREATE FUNCTION fail(state text) RETURNS void LANGUAGE plpgsql AS "
                              "$$BEGIN RAISE EXCEPTION 'asked for' USING ERRCODE = state; END$$")  # fmt: skip
@@ -154,20 +154,20 @@ async def test_run_replays_and_what_is_unknown_is_found_out(shop: Shop, driver: 
                 await session.execute(sa.text("SELECT fail('40001')"))
             return "done"
 
-        assert await cluster.arun(key, work, driver=driver) == "done"
+        assert await cluster.arun(key, work, driver=spoken) == "done"
         assert len(calls) == 3
         assert shop.ask("s1", "SELECT count(*) FROM orders") == 1
         number = shop.ask("s1", "SELECT pg_current_xact_id()::text::bigint")
         lost = errors.CommitUnknown("x", shard="s1", xid=number, timeline=1)
-        assert await cluster.acommit_outcome(lost, driver=driver) == "committed"
+        assert await cluster.acommit_outcome(lost, driver=spoken) == "committed"
         assert (await cluster.arefresh()).version == cluster.map.version
 
 
 @on_loop
-async def test_tasks_share_small_pools(shop: Shop, driver: AsyncDriver) -> None:
+async def test_tasks_share_small_pools(shop: Shop, spoken: AsyncDriver) -> None:
     """200 tasks on pools of 5: everybody's turn comes, each writes where its key lives, and nothing stays behind."""
     async with await connect(shop, pool_size=5, max_overflow=0) as cluster:
-        sessions = cluster.async_sessionmaker(driver=driver)
+        sessions = cluster.async_sessionmaker(driver=spoken)
         keys = list(range(1, 201))
 
         async def work(key: int) -> tuple[int, ...]:
@@ -188,18 +188,18 @@ async def test_tasks_share_small_pools(shop: Shop, driver: AsyncDriver) -> None:
             mine = [key for key in keys if cluster.map.route("users", key).shard == shard]
             assert shop.ask(shard, "SELECT array_agg(id ORDER BY id) FROM users") == mine
             assert shop.ask(shard, "SELECT count(*) FROM orders") == 2 * len(mine)
-            assert cluster.async_engine(shard, driver).pool.checkedout() == 0
+            assert cluster.async_engine(shard, spoken).pool.checkedout() == 0
             assert shop.ask(shard, f"SELECT count(*) {OURS}") <= 5
     for shard in ("s1", "s2"):
         await soon(lambda shard=shard: shop.ask(shard, f"SELECT count(*) {OURS}") == 0, "connections stay open")
 
 
 @on_loop
-async def test_who_waits_for_a_connection_is_served_in_turn(shop: Shop, driver: AsyncDriver) -> None:
+async def test_who_waits_for_a_connection_is_served_in_turn(shop: Shop, spoken: AsyncDriver) -> None:
     """A task that takes and gives back without a pause must not starve those who wait."""
     key = shop.key_on("s1")
     async with await connect(shop, pool_size=1, max_overflow=0) as cluster:
-        sessions = cluster.async_sessionmaker(driver=driver)
+        sessions = cluster.async_sessionmaker(driver=spoken)
         taken: list[str] = []
 
         async def work(name: str) -> None:
@@ -213,11 +213,11 @@ async def test_who_waits_for_a_connection_is_served_in_turn(shop: Shop, driver: 
 
 
 @on_loop
-async def test_cancelled_tasks_leave_nothing_half_done(shop: Shop, driver: AsyncDriver) -> None:
+async def test_cancelled_tasks_leave_nothing_half_done(shop: Shop, spoken: AsyncDriver) -> None:
     """Tasks are cancelled at any moment: pools stay whole, and no connection carries on with another's transaction."""
     draw = random.Random(7)
     async with await connect(shop, pool_size=2, max_overflow=0) as cluster:
-        sessions = cluster.async_sessionmaker(driver=driver)
+        sessions = cluster.async_sessionmaker(driver=spoken)
 
         async def write(key: int) -> None:
             async with sessions(key=key) as session, session.begin():
@@ -247,7 +247,7 @@ async def test_cancelled_tasks_leave_nothing_half_done(shop: Shop, driver: Async
         stored = {row[0] for shard in ("s1", "s2") for row in shop.shard(shard).execute("SELECT id FROM users")}
         assert written <= stored
         for shard in ("s1", "s2"):
-            assert cluster.async_engine(shard, driver).pool.checkedout() == 0
+            assert cluster.async_engine(shard, spoken).pool.checkedout() == 0
             until(
                 lambda shard=shard: shop.ask(shard, f"SELECT count(*) {OURS} AND state <> 'idle'") == 0,
                 "a transaction is open",
@@ -257,7 +257,7 @@ async def test_cancelled_tasks_leave_nothing_half_done(shop: Shop, driver: Async
 
 
 @on_loop
-async def test_a_commit_that_was_sent_is_not_cancelled(shop: Shop, driver: AsyncDriver) -> None:
+async def test_a_commit_that_was_sent_is_not_cancelled(shop: Shop, spoken: AsyncDriver) -> None:
     """A task that is cancelled while COMMIT is under way ends when it has been answered."""
     key = shop.key_on("s1")
     shop.shard("s1").execute(
@@ -270,7 +270,7 @@ async def test_a_commit_that_was_sent_is_not_cancelled(shop: Shop, driver: Async
     async with await connect(shop) as cluster:
 
         async def work() -> None:
-            async with cluster.async_sessionmaker(driver=driver)(key=key) as session:
+            async with cluster.async_sessionmaker(driver=spoken)(key=key) as session:
                 session.add(User(id=key, name="x"))
                 await session.commit()
 
@@ -284,10 +284,10 @@ async def test_a_commit_that_was_sent_is_not_cancelled(shop: Shop, driver: Async
 
 
 @on_loop
-async def test_connections_that_nobody_uses_are_closed(shop: Shop, driver: AsyncDriver) -> None:
+async def test_connections_that_nobody_uses_are_closed(shop: Shop, spoken: AsyncDriver) -> None:
     key = shop.key_on("s1")
     async with await connect(shop, pool_idle=0.3) as cluster:
-        sessions = cluster.async_sessionmaker(driver=driver)
+        sessions = cluster.async_sessionmaker(driver=spoken)
 
         async def work() -> None:
             async with sessions(key=key) as session:
@@ -299,13 +299,13 @@ async def test_connections_that_nobody_uses_are_closed(shop: Shop, driver: Async
         await work()
 
 
-def test_one_event_loop_after_the_other(shop: Shop, driver: AsyncDriver) -> None:
+def test_one_event_loop_after_the_other(shop: Shop, spoken: AsyncDriver) -> None:
     """As in tests, where each has its own: connections of a loop that has ended are not used again."""
     cluster = Cluster.connect(shop.dsns.catalog, refresh="never", application="test")
     key = shop.key_on("s1")
 
     async def work() -> int:
-        async with cluster.async_sessionmaker(driver=driver)(key=key) as session:
+        async with cluster.async_sessionmaker(driver=spoken)(key=key) as session:
             found = await session.scalar(sa.text("SELECT pg_backend_pid()"))
             assert isinstance(found, int)
             return found
@@ -326,19 +326,19 @@ def test_one_event_loop_after_the_other(shop: Shop, driver: AsyncDriver) -> None
         gc.collect()
 
 
-def test_bad_arguments_are_refused(shop: Shop, driver: AsyncDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_arguments_are_refused(shop: Shop, spoken: AsyncDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     with Cluster.connect(shop.dsns.catalog, refresh="never") as cluster:
         with pytest.raises(errors.BadOption, match="has no meaning"):
             cluster.async_sessionmaker(driver="pg8000")  # type: ignore[arg-type]
-        sessions = cluster.async_sessionmaker(driver=driver)
+        sessions = cluster.async_sessionmaker(driver=spoken)
         for given in ({"twophase": True}, {"bind": object()}, {"binds": {User: object()}}, {"reads": "any"}):
             with pytest.raises(errors.BadOption):
                 sessions(**given)
         with pytest.raises(errors.BadKey):
             sessions(key="1")
-        missing = "asyncpg" if driver == "asyncpg" else "greenlet"
+        missing = "asyncpg" if spoken == "asyncpg" else "greenlet"
         monkeypatch.setattr(async_cluster, "find_spec", lambda name: None if name == missing else object())
         with pytest.raises(errors.MissingExtra, match=missing):
-            cluster.async_sessionmaker(driver=driver)
+            cluster.async_sessionmaker(driver=spoken)
     with contextlib.suppress(errors.ShardwrightError):
         asyncio.run(cluster.aclose())
