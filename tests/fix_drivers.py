@@ -41,11 +41,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The other drivers run on the newest PostgreSQL, and on all of them in `make test-all`."""
+    """The other drivers run on the newest PostgreSQL, and on all of them in `make test-all`; so does what is so marked."""
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
         in_tasks = "spoken" in params or params.get("driver", "psycopg") != "psycopg"
-        if in_tasks and params.get("postgres") not in (None, POSTGRESES[0]):
+        if (in_tasks or item.get_closest_marker("newest_postgres")) and params.get("postgres") not in (
+            None,
+            POSTGRESES[0],
+        ):
             item.add_marker(pytest.mark.slow)
 
 

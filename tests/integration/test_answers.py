@@ -21,6 +21,8 @@ from fix_statements import Question, Statements
 from shardwright import errors
 from shardwright.reshard import operate
 
+pytestmark = pytest.mark.newest_postgres
+
 #: What is refused with: never anything else of ours.
 REFUSALS = (errors.NotMergeable, errors.NoShardKey)
 #: Kinds of statements that have no answer over shards in most of their forms.

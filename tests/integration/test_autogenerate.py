@@ -16,6 +16,8 @@ from shardwright.partition import convert
 from shardwright.routing.policy import Policy
 from shardwright.routing.tables import Declaration, declaration_of
 
+pytestmark = pytest.mark.newest_postgres
+
 MONTHS = time_partitioned("created_at", every="1 month", keep="12 months", ahead=1)
 
 

@@ -11,6 +11,8 @@ from fix_sessions import Shop, User
 from shardwright.session.commenting import comment_of
 from shardwright.session.wire import may_write
 
+pytestmark = pytest.mark.newest_postgres
+
 SEEN = "SELECT query FROM pg_stat_activity WHERE pid = pg_backend_pid()"
 NASTY = "o'neil's */ DROP TABLE users; /* 100% :x %s %(x)s\n\\ ünï UPDATE order"
 

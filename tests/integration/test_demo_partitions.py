@@ -17,6 +17,8 @@ import pytest
 from shardwright.demo.partitions.promise import midnight
 from shardwright.demo.partitions.run import Demo, Options
 
+pytestmark = pytest.mark.newest_postgres
+
 #: Few flights and few days; weeks come to their end, months do not.
 SHORT = Options(flights=20_000, days=2, months=False, settle=0.2)
 #: What must not be: all of it counted.

@@ -18,6 +18,8 @@ from fix_servers import Dsns
 from shardwright.catalog import models
 from shardwright.testing.clusters import make_ready
 
+pytestmark = pytest.mark.newest_postgres
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "guestbook"
 
 

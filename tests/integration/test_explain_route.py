@@ -12,6 +12,8 @@ from fix_sessions import Country, Order, Setting, Shop, User
 from shardwright import errors
 from shardwright.session.explaining import Explanation
 
+pytestmark = pytest.mark.newest_postgres
+
 
 def explained(session: Any, statement: Any, params: Any = None, **more: Any) -> Explanation:
     found: Explanation = session.explain_route(statement, params, **more)

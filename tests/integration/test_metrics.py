@@ -18,6 +18,8 @@ from fix_sessions import Country, Shop, User
 from shardwright import Cluster, errors
 from shardwright.session import events, prometheus, telemetry
 
+pytestmark = pytest.mark.newest_postgres
+
 
 def work(cluster: Cluster, one: int, other: int) -> None:
     """A pinned write, a routed read, a scatter, a refusal, a replay."""

@@ -16,6 +16,8 @@ from shardwright.catalog import roster, tables
 from shardwright.migrate import one_shard
 from shardwright.migrate.one_shard import Order
 
+pytestmark = pytest.mark.newest_postgres
+
 EVENTS = """\
 op.create_time_partitioned(
     'events',

@@ -15,6 +15,8 @@ from fix_sessions import Country, Order, Reading, Shop, User
 from shardwright import errors
 from shardwright.session import Cluster
 
+pytestmark = pytest.mark.newest_postgres
+
 ROWS = 300
 ORDERED = [(User.id,), (User.id.desc(),), (User.name, User.id), (User.name.desc(), User.id.asc())]
 

@@ -21,6 +21,8 @@ from shardwright.partition.wishes import Wish
 from shardwright.routing.policy import Policy
 from shardwright.routing.tables import Declaration
 
+pytestmark = pytest.mark.newest_postgres
+
 
 def test_an_irregular_history_on_two_shards(found: Callable[..., Found]) -> None:
     cluster = found(2)

@@ -20,6 +20,8 @@ from shardwright.partition.wishes import Wish
 from shardwright.routing.policy import Policy
 from shardwright.routing.tables import Declaration
 
+pytestmark = pytest.mark.newest_postgres
+
 DEFAULT = "CREATE TABLE events_default PARTITION OF events DEFAULT"
 OCTOBER = leaf("october", "2026-10-01", "2026-11-01")
 

@@ -19,6 +19,8 @@ from shardwright.partition import adopt, codecs, observed
 from shardwright.partition.wishes import Wish
 from shardwright.routing.policy import Policy
 
+pytestmark = pytest.mark.newest_postgres
+
 #: Column types, and what of them a bound may be: microseconds, rounded to what the type can hold.
 TYPES = {
     "timestamptz": ("timestamptz", None, 1),

@@ -19,6 +19,8 @@ from shardwright.partition.wishes import Wish
 from shardwright.routing.policy import Policy
 from shardwright.routing.tables import Declaration
 
+pytestmark = pytest.mark.newest_postgres
+
 YEAR = "FOR VALUES FROM ('2026-01-01 00:00:00+00') TO ('2027-01-01 00:00:00+00')"
 
 #: By name: statements that make table t, and words that must be told. {t} is the table.

@@ -20,6 +20,8 @@ from shardwright.reshard import operate
 from shardwright.routing.policy import Policy
 from shardwright.routing.tables import Declaration
 
+pytestmark = pytest.mark.newest_postgres
+
 MONTHS = Declaration("local", policy=Policy("at", "1 month", keep="1 year", grace=None))
 
 

@@ -21,6 +21,8 @@ from shardwright.partition.fleet import Fleet
 from shardwright.routing.policy import Policy
 from shardwright.routing.tables import Declaration
 
+pytestmark = pytest.mark.newest_postgres
+
 MOUNTS = """\
 27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard,resuid=65534,resgid=65534
 28 27 0:25 / /dev/shm rw - tmpfs tmpfs rw,size=1g

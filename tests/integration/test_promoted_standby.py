@@ -20,6 +20,8 @@ from shardwright.catalog import models, roster, shards
 from shardwright.servers import Server
 from shardwright.testing.clusters import make_ready
 
+pytestmark = pytest.mark.newest_postgres
+
 
 @pytest.fixture(
     scope="session",

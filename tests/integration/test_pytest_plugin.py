@@ -10,6 +10,8 @@ import pytest
 
 from shardwright.servers import Endpoint
 
+pytestmark = pytest.mark.newest_postgres
+
 pytest_plugins = ["pytester"]
 
 MODELS = """

@@ -15,6 +15,8 @@ from shardwright.catalog import evidence, maps, operations
 from shardwright.partition.tick import tick
 from shardwright.reshard import compare, layouts, operate, streams
 
+pytestmark = pytest.mark.newest_postgres
+
 
 def _start(small: Small, **request: Any) -> int:
     with small.catalog() as catalog:

@@ -16,6 +16,8 @@ from fix_servers import Dsns, Postgres
 from shardwright.errors import BadOption, CannotConnect, MissingExtra, UnfitServer
 from shardwright.servers import Endpoint, Server, binaries, find_binaries, processes, server_version, start_all
 
+pytestmark = pytest.mark.newest_postgres
+
 
 def test_shared_server_is_the_version_asked_for(server: Endpoint, postgres: Postgres) -> None:
     [(number,)] = server.execute("SELECT current_setting('server_version_num')::int / 10000")

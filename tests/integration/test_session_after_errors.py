@@ -12,6 +12,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, InternalError, PendingRol
 from fix_sessions import Order, Shop, User
 from shardwright import Cluster, ShardSession, errors
 
+pytestmark = pytest.mark.newest_postgres
+
 Open = Callable[[], ShardSession]
 
 

@@ -14,6 +14,8 @@ from sqlalchemy.dialects import postgresql
 from fix_sessions import Order, Shop, User
 from shardwright import ShardSession, errors
 
+pytestmark = pytest.mark.newest_postgres
+
 BAD: list[Any] = [
     None,
     "1",

@@ -27,6 +27,8 @@ from shardwright.session.breaker import BreakerOptions
 from shardwright.session.pools import AsyncDriver
 from shardwright.testing.clusters import make_ready
 
+pytestmark = pytest.mark.newest_postgres
+
 
 @dataclass
 class Failing:

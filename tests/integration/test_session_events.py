@@ -24,6 +24,8 @@ from shardwright.session.events import (
     Waited,
 )
 
+pytestmark = pytest.mark.newest_postgres
+
 E = TypeVar("E")
 
 

@@ -8,6 +8,8 @@ from sqlalchemy import orm
 
 from fix_blog import Author, Blog
 
+pytestmark = pytest.mark.newest_postgres
+
 
 def test_factories(blog: Blog) -> None:
     scoped = orm.scoped_session(blog.cluster.sessionmaker())

@@ -11,6 +11,8 @@ import pytest
 
 from fix_sessions import Shop
 
+pytestmark = pytest.mark.newest_postgres
+
 PROGRAM = """
 import gc, os, sys, threading, time, traceback
 import sqlalchemy as sa

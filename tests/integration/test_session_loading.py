@@ -15,6 +15,8 @@ from fix_sessions import Country, Order, Shop, User
 from shardwright import errors
 from shardwright.session import Cluster
 
+pytestmark = pytest.mark.newest_postgres
+
 
 def fill(shop: Shop, count: int) -> list[int]:
     sessions = shop.connect().sessionmaker()

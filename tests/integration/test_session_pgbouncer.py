@@ -24,6 +24,7 @@ from shardwright.session.breaker import BreakerOptions
 PGBOUNCER = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
 
 pytestmark = [
+    pytest.mark.newest_postgres,
     pytest.mark.every_driver,
     pytest.mark.skipif(PGBOUNCER is None, reason="no pgbouncer on this machine"),
 ]

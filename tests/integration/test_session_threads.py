@@ -8,10 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import psycopg
+import pytest
 import sqlalchemy as sa
 
 from fix_sessions import Shop, User, until
 from shardwright import Cluster, errors
+
+pytestmark = pytest.mark.newest_postgres
 
 THREADS, EACH = 200, 2
 WHERE = sa.text("SELECT current_database()")

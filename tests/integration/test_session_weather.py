@@ -18,6 +18,8 @@ from shardwright.catalog import keyspaces, models
 from shardwright.session import Cluster
 from shardwright.testing.clusters import make_ready
 
+pytestmark = pytest.mark.newest_postgres
+
 TEMPERATURES = {
     ("Asia", "Tokyo"): 80,
     ("North America", "New York"): 75,

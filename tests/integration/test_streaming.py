@@ -11,6 +11,8 @@ import sqlalchemy as sa
 from fix_sessions import Order, Shop, User, until
 from shardwright.session import streaming
 
+pytestmark = pytest.mark.newest_postgres
+
 ROWS = 600
 BLOCK = 20
 

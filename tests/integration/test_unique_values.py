@@ -13,6 +13,8 @@ from fix_unique import People, Person
 from shardwright import Cluster, errors, sharded_by, unique_across_shards
 from shardwright.routing.uniques import across_shards_of, owner_key, owner_text
 
+pytestmark = pytest.mark.newest_postgres
+
 
 def sessions_of(cluster: Cluster, **options: Any) -> Any:
     return cluster.sessionmaker(cross_shard="two_phase", **options)
