@@ -1,8 +1,9 @@
 """Tests of sessions that run for every driver: in threads with psycopg, in tasks with psycopg and with asyncpg.
 
-A test with the marker ``every_driver`` that uses `shop` or `blog` runs three times. Its body stays plain: for the drivers
-of event loops it runs in one of SQLAlchemy's greenlets, and the fixture's clusters give the sessions inside of an
-`AsyncShardSession`. `in_thread` and `until` of fix_sessions do with tasks then what they do with threads.
+A test with the marker ``every_driver`` that uses `shop` or `blog` runs three times; with ``tasks="slow"`` those in tasks
+belong to `make test-all`. Its body stays plain: for the drivers of event loops it runs in one of SQLAlchemy's greenlets, and
+the fixture's clusters give the sessions inside of an `AsyncShardSession`. `in_thread` and `until` of fix_sessions do with
+tasks then what they do with threads.
 
 Fixtures:
     driver    str, how the sessions of this run speak to shards: psycopg, psycopg_async, asyncpg
@@ -45,6 +46,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
         in_tasks = "spoken" in params or params.get("driver", "psycopg") != "psycopg"
+        marked = item.get_closest_marker("every_driver")
+        if in_tasks and marked is not None and marked.kwargs.get("tasks") == "slow":
+            item.add_marker(pytest.mark.slow)
         if (in_tasks or item.get_closest_marker("newest_postgres")) and params.get("postgres") not in (
             None,
             POSTGRESES[0],

@@ -18,6 +18,8 @@ from shardwright import engines, errors
 from shardwright.partition import archive, archived_columns, manifest, stores
 from shardwright.partition.manifest import Whose
 
+pytestmark = pytest.mark.newest_postgres
+
 
 def whose(name: str = "every", **changed: object) -> Whose:
     fields = {

@@ -18,6 +18,8 @@ from shardwright.partition.tick import tick
 from shardwright.routing.policy import Policy
 from shardwright.routing.tables import Declaration
 
+pytestmark = pytest.mark.newest_postgres
+
 POLICY = Policy("at", "1 month", keep="1 year", ahead=2)
 LOCAL = Declaration("local", policy=POLICY)
 ROWS = 2000

@@ -19,6 +19,8 @@ from shardwright.partition.tick import tick
 from shardwright.routing.policy import Policy
 from shardwright.routing.tables import Declaration
 
+pytestmark = pytest.mark.newest_postgres
+
 ROWS = 3000
 KEYED = "PRIMARY KEY (user_id, id, at)"
 

@@ -14,6 +14,8 @@ from shardwright.catalog import tables
 from shardwright.errors import UnfitTable
 from shardwright.partition.registering import first_windows, register
 
+pytestmark = pytest.mark.newest_postgres
+
 MONTHS = time_partitioned("at", every="1 month", keep="12 months")
 
 

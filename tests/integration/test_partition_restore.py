@@ -21,6 +21,8 @@ from shardwright.reshard import operate
 from shardwright.routing.policy import Policy
 from shardwright.routing.tables import Declaration, time_partitioned
 
+pytestmark = pytest.mark.newest_postgres
+
 
 def gone(timed: Callable[..., Timed], place: Path | None, shards: int = 1, **policy: Any) -> Timed:
     """A cluster whose September was archived and dropped."""

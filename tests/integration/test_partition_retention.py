@@ -20,6 +20,8 @@ from shardwright.partition.manifest import Manifest
 from shardwright.partition.steps import drop
 from shardwright.routing.tables import time_partitioned
 
+pytestmark = pytest.mark.newest_postgres
+
 
 def test_the_edge_to_the_microsecond(timed: Callable[..., Timed]) -> None:
     cluster = old(timed)

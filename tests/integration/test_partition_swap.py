@@ -13,6 +13,8 @@ from shardwright import errors
 from shardwright.partition import carried, convertible, ordinary, swap
 from shardwright.routing.policy import Policy
 
+pytestmark = pytest.mark.newest_postgres
+
 POLICY = Policy("created_at", "1 month")
 CUT = "'2026-12-01 00:00:00+00'"
 TO = carried.Conversion(

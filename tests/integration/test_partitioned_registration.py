@@ -17,6 +17,8 @@ from shardwright.errors import BadDeclaration, ClusterInUse, NoShardKey, UnfitTa
 from shardwright.routing.policy import Policy
 from shardwright.routing.tables import Declaration
 
+pytestmark = pytest.mark.newest_postgres
+
 MONTHS = time_partitioned("at", every="1 month", keep="12 months")
 
 

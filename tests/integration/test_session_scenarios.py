@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 from fix_blog import Author, Blog, Category, Comment, Media, Photo, Post, both
 from shardwright import errors
 
-pytestmark = [pytest.mark.newest_postgres, pytest.mark.every_driver]
+pytestmark = [pytest.mark.newest_postgres, pytest.mark.every_driver(tasks="slow")]
 
 # ---------------------------------------------------------------------- relationship loading
 

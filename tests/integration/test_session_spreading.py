@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 from fix_sessions import Order, Shop, User
 from shardwright import ShardSession, errors
 
-pytestmark = [pytest.mark.newest_postgres, pytest.mark.every_driver]
+pytestmark = [pytest.mark.newest_postgres, pytest.mark.every_driver(tasks="slow")]
 
 
 def keys(shop: Shop, count: int = 4) -> list[int]:

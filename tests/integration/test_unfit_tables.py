@@ -15,6 +15,8 @@ from shardwright.catalog import keyspaces, migrations, tables
 from shardwright.errors import UnfitTable
 from shardwright.servers import Endpoint
 
+pytestmark = pytest.mark.newest_postgres
+
 SHARDED = [
     ("CREATE TABLE t (user_id bigint NOT NULL)", "has no primary key"),
     ("CREATE TABLE t (user_id bigint)", "allows NULL in the key column user_id"),
