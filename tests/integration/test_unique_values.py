@@ -171,8 +171,9 @@ def test_a_declaration_without_a_directory_is_refused() -> None:
         sa.Column("email", sa.Text, info=unique_across_shards()),
         info=sharded_by("id"),
     )
-    with pytest.raises(errors.BadDeclaration, match="unique_directory"):
+    with pytest.raises(errors.BadDeclaration, match="unique across shards") as refused:
         across_shards_of(table)
+    assert "unique_directory" in refused.value.fix
 
 
 @pytest.mark.parametrize(
