@@ -24,6 +24,7 @@ pytest_plugins = [
     "fix_conversion",
     "fix_locks",
     "fix_migrate",
+    "fix_examples",
     "fix_partitions",
     "fix_retention",
 ]

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from types import ModuleType
 
 import httpx
 import psycopg
 import pytest
 
+from fix_examples import EXAMPLES
 from fix_servers import Dsns
 from shardwright.catalog import models
 from shardwright.testing.clusters import make_ready
 
 pytestmark = pytest.mark.newest_postgres
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "guestbook"
 
-
-def test_books_are_signed_and_read(cluster_dsns: Callable[..., Dsns], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(EXAMPLE))
-    monkeypatch.delitem(sys.modules, "app", raising=False)
-    module = importlib.import_module("app")
-    monkeypatch.delitem(sys.modules, "app")
+def test_books_are_signed_and_read(
+    cluster_dsns: Callable[..., Dsns], example: Callable[[str], Callable[[str], ModuleType]]
+) -> None:
+    module = example("guestbook")("app")
     dsns = cluster_dsns(2)
     make_ready(dsns.catalog, dsns.shards)
     with psycopg.connect(dsns.catalog, autocommit=True) as catalog:
@@ -49,7 +46,7 @@ def test_books_are_signed_and_read(cluster_dsns: Callable[..., Dsns], monkeypatc
 @pytest.mark.slow
 def test_one_command_starts_it_and_ctrl_c_leaves_nothing() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SHARDWRIGHT_", "PG"))}
-    run = [sys.executable, EXAMPLE / "run.py"]
+    run = [sys.executable, EXAMPLES / "guestbook" / "run.py"]
     with subprocess.Popen(run, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True) as started:
         try:
             assert started.stdout is not None

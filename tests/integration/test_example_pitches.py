@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
 import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,21 +18,7 @@ import pytest
 
 from shardwright.servers import LocalCluster
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "pitches"
 CLIENTS = 6
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The example's own modules, imported as the example does, and forgotten afterwards."""
-    monkeypatch.syspath_prepend(str(EXAMPLE))
-    for name in [name for name in os.environ if name.startswith(("SHARDWRIGHT_", "PG"))]:
-        monkeypatch.delenv(name)
-    before = set(sys.modules)
-    yield importlib.import_module("run")
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(EXAMPLE)):
-            del sys.modules[name]
 
 
 @pytest.fixture
@@ -101,9 +86,13 @@ async def shardwright(*words: object) -> Any:
     return json.loads(out)
 
 
-def test_clients_notice_nothing_of_a_third_shard(run: ModuleType, place: Path) -> None:
-    os.environ["SHARDWRIGHT_CATALOG"] = run.bring_up(place)
-    module = importlib.import_module("app")
+def test_clients_notice_nothing_of_a_third_shard(
+    place: Path, example: Callable[[str], Callable[[str], ModuleType]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_ = example("pitches")
+    monkeypatch.setenv("SHARDWRIGHT_CATALOG", "")  # what the example sets here goes after the test
+    assert import_("run").bring_up(place) == os.environ["SHARDWRIGHT_CATALOG"]
+    module = import_("app")
 
     async def live() -> None:
         transport = httpx.ASGITransport(module.app)
