@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from typing import Any
 
 import pytest
 
+from fix_sessions import until
 from shardwright import errors
 from shardwright.session.shard_pool import ShardPool
 
@@ -115,3 +117,25 @@ def test_what_rests_long_is_closed_and_makes_room(pool: ShardPool) -> None:
 
 def test_what_dispose_goes_on_with_knows_the_health(pool: ShardPool) -> None:
     assert pool.recreate().health is pool.health  # type: ignore[attr-defined]
+
+
+def test_who_gives_a_connection_back_does_not_pass_by_who_waits() -> None:
+    pool = ShardPool(Fake, pool_size=1, max_overflow=0, timeout=60, use_lifo=True)  # type: ignore[arg-type]
+    pool.health = Asked()  # type: ignore[assignment]
+    order: list[str] = []
+    held = pool.connect()
+
+    def wait_in_line() -> None:
+        taken = pool.connect()
+        order.append("who waits")
+        taken.close()
+
+    waiting = threading.Thread(target=wait_in_line)
+    waiting.start()
+    until(lambda: pool._line._waiting, "it does not wait")
+    held.close()
+    again = pool.connect()
+    order.append("who was there")
+    again.close()
+    waiting.join()
+    assert order == ["who waits", "who was there"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -15,6 +16,8 @@ from shardwright.catalog import generators
 from shardwright.catalog.generators import Grant
 from shardwright.ids import COUNT_BITS, Id
 from shardwright.session.catalog_calls import CatalogCalls
+
+_log = logging.getLogger(__name__)
 
 #: Milliseconds of a grant. In use, it is renewed after half of it: so long may the catalog be away.
 SPAN_MS = 120_000
@@ -134,5 +137,7 @@ class Generator:
     def _try_to_renew(self, grant: Grant) -> None:
         try:
             self._renew(grant)
-        except errors.ShardwrightError:
-            time.sleep(1)  # tried again with one of the next ids, and raised when nothing is left
+        except errors.ShardwrightError as error:
+            # Tried again with one of the next ids, and raised when nothing is left.
+            _log.warning("ids could not be granted anew, which is tried again: %s", error)
+            time.sleep(1)
