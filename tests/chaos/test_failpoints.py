@@ -22,6 +22,20 @@ ROADS = {
     "abort": ("aborted", "verified"),
 }
 
+#: One of each kind of step; `make test-all` tries them all.
+QUICK = (
+    "prepare.ranges_cut",
+    "copy.half_copied",
+    "catch_up.subscribed",
+    "verify.snapshots_taken",
+    "hand_over.fenced",
+    "hand_over.widened",
+    "hand_over.committed",
+    "roll_back.started",
+    "clean_up.half_deleted",
+    "abort.deleted",
+)
+
 
 def _start(small: Small, failpoint: str) -> tuple[int, str]:
     goal, first = ROADS.get(failpoint.partition(".")[0], ("switched", ""))
@@ -32,7 +46,9 @@ def _start(small: Small, failpoint: str) -> tuple[int, str]:
     return operation, goal
 
 
-@pytest.mark.parametrize("failpoint", OF_OPERATIONS)
+@pytest.mark.parametrize(
+    "failpoint", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in OF_OPERATIONS]
+)
 def test_resume_after_a_crash(timely: Small, writers: list[Writer], workers: Workers, failpoint: str) -> None:
     operation, goal = _start(timely, failpoint)
     workers.crash_at(timely.catalog_dsn, operation, goal, failpoint)
@@ -64,7 +80,13 @@ def test_abort_after_a_crash(timely: Small, writers: list[Writer], workers: Work
 
 @pytest.mark.parametrize(
     "failpoint",
-    ["copy.half_copied", "hand_over.fenced", "hand_over.widened", "hand_over.committed", "clean_up.half_deleted"],
+    [
+        "copy.half_copied",
+        "hand_over.fenced",
+        pytest.param("hand_over.widened", marks=pytest.mark.slow),
+        "hand_over.committed",
+        pytest.param("clean_up.half_deleted", marks=pytest.mark.slow),
+    ],
 )
 def test_a_zombie_changes_nothing(small: Small, writers: list[Writer], workers: Workers, failpoint: str) -> None:
     """A worker is paused, another takes over and ends the operation, and the first one wakes."""

@@ -27,7 +27,13 @@ def apart(server_factory: Callable[..., Server]) -> tuple[Small, dict[str, Serve
 @pytest.mark.parametrize("victim", ["s1", "s3"])
 @pytest.mark.parametrize(
     "failpoint",
-    ["copy.half_copied", "catch_up.subscribed", "hand_over.fenced", "hand_over.drained", "hand_over.committed"],
+    [
+        "copy.half_copied",
+        pytest.param("catch_up.subscribed", marks=pytest.mark.slow),
+        "hand_over.fenced",
+        pytest.param("hand_over.drained", marks=pytest.mark.slow),
+        pytest.param("hand_over.committed", marks=pytest.mark.slow),
+    ],
 )
 def test_a_server_is_killed(
     apart: tuple[Small, dict[str, Server]], workers: Workers, failpoint: str, victim: str, outcome: str

@@ -56,7 +56,6 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = 60) 
         time.sleep(0.005)
 
 
-@pytest.mark.every_postgres
 def test_up_status_down(cli: Cli, place: Path, pg_bin: list[str], postgres: Postgres) -> None:
     up = cli("dev", "up", "--shards", 2, "--dir", place, *pg_bin, "--json").ok().json
     assert list(up) == ["catalog", "shards"]

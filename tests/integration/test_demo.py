@@ -88,7 +88,9 @@ def test_the_main_job(demo: subprocess.Popen[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("at", ["loading", "starts to work", "copying"])
+@pytest.mark.parametrize(
+    "at", ["starts to work", *(pytest.param(name, marks=pytest.mark.slow) for name in ("loading", "copying"))]
+)
 def test_ctrl_c_leaves_nothing(demo: subprocess.Popen[str], tmp_path: Path, at: str) -> None:
     assert demo.stderr is not None
     said = []

@@ -12,6 +12,8 @@ from shardwright.catalog import keyspaces, maps
 from shardwright.errors import BadOption, BadRange, InvariantFailed, UnknownShard, UnsupportedKeyType
 from shardwright.routing.shard_map import ShardMap
 
+pytestmark = pytest.mark.newest_postgres
+
 Pieces = list[tuple[int | None, int | None, str]]
 
 

@@ -19,6 +19,8 @@ from shardwright import Cluster, errors
 from shardwright.catalog import evidence, maps, operations
 from shardwright.reshard import operate
 
+pytestmark = pytest.mark.newest_postgres
+
 #: Between its two statements a transaction is idle this long.
 IDLE_SECONDS = 1.5
 
@@ -140,7 +142,11 @@ def _write(small: Small, keys: list[int], n: int) -> set[tuple[int, int]]:
     return {(key, n) for key in keys}
 
 
-@pytest.mark.parametrize("request_of", [lambda: {"add": "s3"}, lambda: {"drain": "s2"}], ids=["2 to 3", "2 to 1"])
+@pytest.mark.parametrize(
+    "request_of",
+    [pytest.param(lambda: {"add": "s3"}, marks=pytest.mark.slow), lambda: {"drain": "s2"}],
+    ids=["2 to 3", "2 to 1"],
+)
 def test_rolling_back_loses_no_write(small: Small, request_of: Callable[[], dict[str, str]]) -> None:
     with small.catalog() as catalog:
         operation = operate.start(catalog, operate.plan(catalog, **request_of()))

@@ -13,6 +13,8 @@ from shardwright import errors
 from shardwright.catalog import decisions, maps, operations, prepared, recovery, roster
 from shardwright.reshard import operate
 
+pytestmark = pytest.mark.newest_postgres
+
 
 @pytest.fixture
 def gone(small: Small) -> Iterator[None]:

@@ -38,6 +38,7 @@ def test_two_shards_become_three_under_load(small: Small, writers: list[Writer])
     assert now.owned("users", "s3").count() == pytest.approx(4096 / 3, abs=1)
 
 
+@pytest.mark.newest_postgres
 def test_drain_and_abort_leave_nothing(small: Small) -> None:
     before = small.rows()
     operation = _start(small, add="s3")
@@ -124,6 +125,7 @@ def test_last_changes_arrive_before_the_target_opens(small: Small) -> None:
     assert small.ask("s3", f"SELECT note FROM orders WHERE user_id = {key}") == "the last word"
 
 
+@pytest.mark.newest_postgres
 @pytest.mark.parametrize("piece", ["[1000,)", "[,0)", "[250,750)"])
 def test_ranges_of_keys_move(small: Small, piece: str) -> None:
     """A range keyspace: open ends, the middle of a range, and writes on both sides of the borders while it moves."""
@@ -166,6 +168,7 @@ def _lose_slot(small: Small, shard: str, ending: str) -> None:
             streams.drop_slot(connection, name)
 
 
+@pytest.mark.newest_postgres
 def test_a_way_back_that_was_lost(small: Small) -> None:
     """Rolling back is refused before it begins, also half-way through a switch; going forward is the way out."""
     with small.catalog() as catalog:
@@ -185,6 +188,7 @@ def test_a_way_back_that_was_lost(small: Small) -> None:
     assert small.leftovers() == {}
 
 
+@pytest.mark.newest_postgres
 def test_a_roll_back_that_cannot_go_on_is_turned_round(small: Small) -> None:
     with small.catalog() as catalog:
         operation = operate.start(catalog, operate.plan(catalog, add="s3"))
@@ -199,6 +203,7 @@ def test_a_roll_back_that_cannot_go_on_is_turned_round(small: Small) -> None:
     assert small.leftovers() == {}
 
 
+@pytest.mark.newest_postgres
 @pytest.mark.parametrize("resting", ["verified", "reverted"])
 def test_a_forward_slot_that_was_lost_means_copying_again(small: Small, resting: str) -> None:
     with small.catalog() as catalog:

@@ -18,6 +18,8 @@ from fix_sessions import Order, Shop, User, until
 from shardwright import Cluster, ShardSession, errors
 from shardwright.catalog import keyspaces
 
+pytestmark = pytest.mark.newest_postgres
+
 
 def routers(shop: Shop) -> list[tuple[str, int]]:
     return shop.catalog.execute("SELECT application, map_version FROM shardwright.routers ORDER BY 1").fetchall()

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from fix_sessions import Order, Shop, User
 from shardwright import ShardSession, errors
 
-pytestmark = pytest.mark.every_driver
+pytestmark = [pytest.mark.every_driver, pytest.mark.newest_postgres]
 
 
 class Wire:

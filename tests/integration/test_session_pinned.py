@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 from fix_sessions import Country, Order, Setting, Shop, User, in_thread, until
 from shardwright import ShardSession, errors
 
-pytestmark = pytest.mark.every_driver
+pytestmark = [pytest.mark.every_driver, pytest.mark.newest_postgres]
 
 LOCKS = (
     "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 1397249860 "

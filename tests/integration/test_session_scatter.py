@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session, aliased, joinedload, selectinload, subqueryl
 from fix_sessions import Base, Country, Order, Reading, Shop, User
 from shardwright import errors
 
-pytestmark = pytest.mark.every_driver
+pytestmark = [pytest.mark.every_driver, pytest.mark.newest_postgres]
 
 f = sa.func
 users, orders, readings = User.__table__, Order.__table__, Reading.__table__
@@ -281,6 +281,7 @@ def check_all(shop: Shop, plain: sa.Engine, **options: Any) -> None:
             assert Counter(map(repr, found[1:])) == Counter(map(repr, expected[1:])), f"statement {at}: {make()}"
 
 
+@pytest.mark.every_driver(tasks="slow")
 def test_one_answer_in_every_phase(filled: tuple[Shop, sa.Engine]) -> None:
     shop, plain = filled
     moving = shop.key_on("s1", 1)

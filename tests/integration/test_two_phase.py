@@ -17,6 +17,8 @@ from shardwright.catalog import decisions, recovery
 from shardwright.servers import Server
 from shardwright.session import events, telling
 
+pytestmark = pytest.mark.newest_postgres
+
 
 def prepared(shop: Shop) -> list[str]:
     return [row[0] for row in shop.shard("s1").execute("SELECT gid FROM pg_prepared_xacts ORDER BY 1")]

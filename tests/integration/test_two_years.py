@@ -17,6 +17,8 @@ from shardwright.demo.partitions.promise import midnight
 from shardwright.partition import calendar
 from shardwright.testing.clusters import make_ready
 
+pytestmark = pytest.mark.newest_postgres
+
 GRACE = "2 days"
 #: Two years from here on have a leap day and a week 53.
 FIRST = midnight(2019, 11, 15)

@@ -17,6 +17,8 @@ from fix_cli import Ran
 from fix_servers import Dsns, Postgres
 from shardwright import Cluster, sharded_by
 
+pytestmark = pytest.mark.newest_postgres
+
 ACCOUNTS = sa.Table(
     "pgbench_accounts",
     sa.MetaData(),

@@ -24,6 +24,8 @@ from shardwright.testing.final import final_state, leftovers
 from shardwright.testing.spec import Spec
 from shardwright.testing.workload import Workload
 
+pytestmark = pytest.mark.newest_postgres
+
 
 @dataclass
 class Running:

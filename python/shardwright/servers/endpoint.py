@@ -66,8 +66,20 @@ class Endpoint:
     def drop_database(self, name: str) -> None:
         """Drop a database with everything that hangs on it: sessions, subscriptions and replication slots."""
         with self.connect() as server:
-            if not server.execute("SELECT FROM pg_database WHERE datname = %s", (name,)).fetchall():
+            row = server.execute(
+                "SELECT EXISTS (SELECT FROM pg_subscription WHERE subdbid = d.oid)"
+                " OR EXISTS (SELECT FROM pg_replication_slots WHERE database = d.datname)"
+                " FROM pg_database d WHERE datname = %s",
+                (name,),
+            ).fetchone()
+            if row is None:
                 return
+            if row[0]:
+                self._end_streams(name)
+            server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+    def _end_streams(self, name: str) -> None:
+        """Drop a database's subscriptions and slots; nobody can connect to it any more."""
         with self.connect(name) as inside:
             inside.execute("SET statement_timeout = '60s'")
             rows = inside.execute(
@@ -91,7 +103,6 @@ class Endpoint:
                 "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
                 " WHERE database = current_database()"
             )
-        self.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.host}:{self.port})"
