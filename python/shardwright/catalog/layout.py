@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -319,6 +320,12 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p', 'f', 'v', 'm')
 """
 
+_EXISTING = """
+SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+  JOIN unnest(%s::text[], %s::text[]) AS asked (schema, name) ON n.nspname = asked.schema AND c.relname = asked.name
+ WHERE c.relkind IN ('r', 'p', 'f', 'v', 'm')
+"""
+
 
 def layout_of(connection: psycopg.Connection, schema: str, table: str) -> Layout:
     """Read a table's layout; of a partitioned one the parent's, without its partitions.
@@ -355,3 +362,15 @@ def find_layout(connection: psycopg.Connection, schema: str, table: str) -> Layo
     # An aggregate over nothing is NULL; a layout has empty lists.
     lists = ("columns", "keys", "sequences", "types", "triggers", "statistics", "options", "grants")
     return Layout.from_json({**row[0], **{name: row[0][name] or [] for name in lists}})
+
+
+def existing(connection: psycopg.Connection, names: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Those names that a table has, by which `find_layout` would find one.
+
+    Args:
+        connection: to the shard.
+        names: schemas and names.
+    """
+    asked = list(names)
+    rows = connection.execute(_EXISTING, ([schema for schema, _ in asked], [name for _, name in asked])).fetchall()
+    return [(schema, name) for schema, name in rows]

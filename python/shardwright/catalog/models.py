@@ -147,13 +147,12 @@ def _by_base(
 
 def _missing(some: Sequence[Table], shards: Sequence[Shard], schema: str) -> list[Table]:
     """Those that no shard has."""
-    absent = list(some)
+    absent = {(table.schema or schema, table.name): table for table in some}
     for shard in shards:
         with engines.connect_shard(shard, "shardwright tables") as connection:
-            absent = [
-                table for table in absent if layout.find_layout(connection, table.schema or schema, table.name) is None
-            ]
-    return absent
+            for there in layout.existing(connection, absent):
+                del absent[there]
+    return list(absent.values())
 
 
 def _default_schema(shard: Shard) -> str:
