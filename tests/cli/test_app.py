@@ -130,6 +130,16 @@ def test_without_the_extra_one_clear_line(package: str) -> None:
     ]
 
 
+def test_commands_that_need_no_models_do_not_wait_for_sqlalchemy() -> None:
+    """It takes as long to import as all the rest."""
+    program = (
+        "import sys; from shardwright.cli import main; code = main(['shard', 'list', '--catalog', 'host=127.0.0.1 port=1'])\n"
+        "assert code == 3; assert 'psycopg' in sys.modules; sys.exit('sqlalchemy' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+
+
 def test_a_reader_that_goes_is_no_traceback() -> None:
     command = f"{sys.executable} -m shardwright explain --json | true; echo ${{PIPESTATUS[0]}}"
     ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)

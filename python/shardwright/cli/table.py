@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
-from sqlalchemy import MetaData
 
 from shardwright import errors
 from shardwright.catalog import adoption, forgetting, overview, table_file, tables
@@ -16,6 +15,8 @@ from shardwright.cli.output import Table
 from shardwright.routing.tables import Declaration
 
 if TYPE_CHECKING:
+    from sqlalchemy import MetaData
+
     from shardwright.partition.outcomes import Report
 
 app = App(name="table", help="Register tables on every shard, adopt existing ones, list them.")
@@ -193,6 +194,8 @@ def read_declared(declared: str) -> MetaData | list[adoption.Wanted]:
 
 def _metadata(path: str) -> MetaData:
     """The MetaData that MODULE:NAME is, or has."""
+    from sqlalchemy import MetaData
+
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
         raise errors.BadOption(f"not MODULE:NAME: {path!r}", fix="such as app.models:Base or app.models:metadata")

@@ -13,14 +13,14 @@ Each kind has a key of its own, so that a table which was given two kinds is not
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-from sqlalchemy import Column, Table
-from sqlalchemy.schema import UniqueConstraint
+from typing import TYPE_CHECKING, Any
 
 from shardwright import errors
 from shardwright.routing.judging import UniqueKey, lacking
 from shardwright.routing.policy import Policy
+
+if TYPE_CHECKING:
+    from sqlalchemy import Table
 
 _PREFIX = "shardwright."
 _PARTITIONED = _PREFIX + "partitioned"
@@ -238,6 +238,9 @@ def uniques_of(table: Table) -> list[UniqueKey]:
     Args:
         table: a SQLAlchemy table.
     """
+    # Here and not above: whoever only reads declarations, such as most commands, is spared SQLAlchemy, half of their start.
+    from sqlalchemy import Column, UniqueConstraint
+
     found = [
         UniqueKey(f"UNIQUE ({', '.join(names)})", names)
         for constraint in table.constraints
