@@ -140,13 +140,17 @@ async def notifications(session: AnySession, user_id: int) -> list[str]:
 
 @app.get("/users/{creator_id}/pitches/{pitch_id}")
 async def read(
-    request: Request, session: AnySession, creator_id: int, pitch_id: int, reader_id: int | None = None
+    request: Request, cluster: TheCluster, creator_id: int, pitch_id: int, reader_id: int | None = None
 ) -> dict[str, Any]:
     """A pitch with its comments. Whoever commented lives anywhere: those gets are made together, one statement a shard."""
-    found = await session.get(Pitch, (creator_id, pitch_id), options=[selectinload(Pitch.comments)])
-    if found is None:
-        raise HTTPException(404, "no such pitch")
-    signed = reader_id is not None and await session.get(Nda, (reader_id, creator_id, pitch_id)) is not None
+
+    async def work(session: AsyncShardSession) -> tuple[Pitch, bool]:
+        found = await session.get(Pitch, (creator_id, pitch_id), options=[selectinload(Pitch.comments)])
+        if found is None:
+            raise HTTPException(404, "no such pitch")
+        return found, reader_id is not None and await session.get(Nda, (reader_id, creator_id, pitch_id)) is not None
+
+    found, signed = await cluster.arun_across(work)
     authors = await request.app.state.users.get_many([one.author_id for one in found.comments])
     return {
         "title": found.title,
@@ -177,17 +181,18 @@ async def comment(cluster: TheCluster, creator_id: int, pitch_id: int, given: Sa
 
 
 @app.post("/users/{creator_id}/pitches/{pitch_id}/nda", status_code=201)
-async def sign(
-    request: Request, cluster: TheCluster, creator_id: int, pitch_id: int, given: Signature
-) -> dict[str, Any]:
+async def sign(cluster: TheCluster, creator_id: int, pitch_id: int, given: Signature) -> dict[str, Any]:
     """The investor's promise and the creator's notification of it: all or nothing, on two shards."""
     number = cluster.next_id()
-    async with request.app.state.new_session(cross_shard="two_phase") as session, session.begin():
+
+    async def work(session: AsyncShardSession) -> None:
         if await session.get(Pitch, (creator_id, pitch_id)) is None:
             raise HTTPException(404, "no such pitch")
         if await session.get(Nda, (given.investor_id, creator_id, pitch_id)) is None:
             session.add(Nda(investor_id=given.investor_id, creator_id=creator_id, pitch_id=pitch_id))
             session.add(Notification(user_id=creator_id, id=number, what=f"user {given.investor_id} signed your NDA"))
+
+    await cluster.arun_across(work)
     return {"signed": True}
 
 

@@ -105,6 +105,34 @@ def test_run_replays_what_the_database_asks_for(shop: Shop) -> None:
 
 
 @pytest.mark.every_driver
+def test_run_across_begins_again_where_a_range_is_being_handed_over(shop: Shop) -> None:
+    """What the transaction has read on the shard cannot be kept when it goes on to a range that is fenced there."""
+    cluster = shop.connect()
+    first = shop.key_on("s1")
+    second = next(
+        key for nth in range(1, 100)
+        if shop.map.route("users", key := shop.key_on("s1", nth)).range_id != shop.map.route("users", first).range_id
+    )  # fmt: skip
+    elsewhere = shop.key_on("s2")
+    shop.fence(second)
+    calls: list[int] = []
+
+    def work(session: ShardSession) -> str:
+        calls.append(1)
+        if len(calls) == 2:
+            shop.unfence(second)
+        session.get(User, first)
+        session.add(User(id=elsewhere, name="there"))
+        session.get(User, second)
+        session.add(User(id=second, name="here"))
+        return "done"
+
+    assert cluster.run_across(work) == "done"
+    assert len(calls) == 2
+    assert [shop.ask(name, "SELECT string_agg(name, ',') FROM users") for name in ("s1", "s2")] == ["here", "there"]
+
+
+@pytest.mark.every_driver
 def test_run_gives_up_where_a_replay_cannot_help(shop: Shop) -> None:
     cluster = shop.connect()
     key = shop.key_on("s1")

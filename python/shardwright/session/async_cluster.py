@@ -98,10 +98,48 @@ class AsyncCluster:
             CommitUnknown: the answer to COMMIT was lost; see `acommit_outcome`.
             SessionError, sqlalchemy.exc.DBAPIError: what the last attempt met.
         """
+        options = {"key": key, "keyspace": keyspace, **session_options}
+        return await self._areplay(work, deadline, attempts, driver, sessions, options)
+
+    async def arun_across(
+        self,
+        work: Callable[[AsyncShardSession], Awaitable[T]],
+        *,
+        deadline: float = 5.0,
+        attempts: int | None = None,
+        driver: AsyncDriver = "psycopg",
+        sessions: AsyncSessions | None = None,
+        **session_options: Any,
+    ) -> T:
+        """As `Cluster.run_across`, with a function that is awaited.
+
+        Args:
+            work: as for `arun`.
+            deadline: as for `arun`.
+            attempts: as for `arun`.
+            driver: as for `arun`.
+            sessions: as for `arun`.
+            session_options: for the session; `cross_shard` is "two_phase" unless set.
+
+        Raises:
+            CommitUnknown, SessionError, sqlalchemy.exc.DBAPIError: as `arun`.
+        """
+        options = {"cross_shard": "two_phase", **session_options}
+        return await self._areplay(work, deadline, attempts, driver, sessions, options)
+
+    async def _areplay(
+        self,
+        work: Callable[[AsyncShardSession], Awaitable[T]],
+        deadline: float,
+        attempts: int | None,
+        driver: AsyncDriver,
+        sessions: AsyncSessions | None,
+        options: dict[str, Any],
+    ) -> T:
         factory = sessions or self.async_sessionmaker(driver=driver, expire_on_commit=False)
 
         async def once() -> T:
-            async with factory(key=key, keyspace=keyspace, **session_options) as session, session.begin():
+            async with factory(**options) as session, session.begin():
                 return await work(session)
 
         return await greenlet_spawn(retries.replay, self.waiting_in_loop, in_greenlet(once), deadline, attempts)

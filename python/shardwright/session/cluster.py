@@ -214,10 +214,40 @@ class Cluster(AsyncCluster, PagedCluster):
             CommitUnknown: the answer to COMMIT was lost; see `commit_outcome`.
             SessionError, sqlalchemy.exc.DBAPIError: what the last attempt met.
         """
+        return self._replay(work, deadline, attempts, sessions, {"key": key, "keyspace": keyspace, **session_options})
+
+    def run_across(
+        self,
+        work: Callable[[ShardSession], T],
+        *,
+        deadline: float = 5.0,
+        attempts: int | None = None,
+        sessions: Sessions | None = None,
+        **session_options: Any,
+    ) -> T:
+        """As `run`, in a session without a key: for a transaction that reads or writes rows of several shards.
+
+        Args:
+            work, deadline, attempts, sessions: as for `run`.
+            session_options: for the session; `cross_shard` is "two_phase" unless set.
+
+        Raises:
+            CommitUnknown, SessionError, sqlalchemy.exc.DBAPIError: as `run`.
+        """
+        return self._replay(work, deadline, attempts, sessions, {"cross_shard": "two_phase", **session_options})
+
+    def _replay(
+        self,
+        work: Callable[[ShardSession], T],
+        deadline: float,
+        attempts: int | None,
+        sessions: Any,
+        options: dict[str, Any],
+    ) -> T:
         factory = sessions or self._own_sessions
 
         def once() -> T:
-            with factory(key=key, keyspace=keyspace, **session_options) as session, session.begin():
+            with factory(**options) as session, session.begin():
                 return work(session)
 
         return retries.replay(self.waiting, once, deadline, attempts)
