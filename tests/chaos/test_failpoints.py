@@ -26,10 +26,8 @@ ROADS = {
 QUICK = (
     "prepare.ranges_cut",
     "copy.half_copied",
-    "catch_up.subscribed",
     "verify.snapshots_taken",
     "hand_over.fenced",
-    "hand_over.widened",
     "hand_over.committed",
     "roll_back.started",
     "clean_up.half_deleted",

@@ -140,7 +140,13 @@ def _moments(place: Path) -> dict[str, Callable[[], object]]:
     }
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, id="SIGINT"),
+        pytest.param(signal.SIGTERM, id="SIGTERM", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("moment", ["claimed", "initdb", "starting", "started"])
 def test_an_interrupted_start_leaves_nothing(
     cli_start: Start, place: Path, moment: str, number: signal.Signals

@@ -132,7 +132,7 @@ def test_mistakes_are_refused_with_a_fix(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("failpoint", "left"),
     [
-        ("migrate.before_commit", {"s1": 0, "s2": 0}),
+        pytest.param("migrate.before_commit", {"s1": 0, "s2": 0}, marks=pytest.mark.slow),
         ("migrate.shard_upgraded", {"s1": 1, "s2": 0}),
         ("migrate.catalog_written", {"s1": 1, "s2": 1}),
     ],

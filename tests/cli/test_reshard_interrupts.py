@@ -33,9 +33,7 @@ ROADS = {
     "abort": ("abort", "resume"),
 }
 QUICK = (
-    "prepare.ranges_known",
     "copy.half_copied",
-    "verify.snapshots_taken",
     "hand_over.fenced",
     "clean_up.half_deleted",
 )

@@ -108,7 +108,12 @@ class LeafWriter(threading.Thread):
 
 
 _ISOLATIONS = pytest.mark.parametrize(
-    "isolation", [psycopg.IsolationLevel.READ_COMMITTED, psycopg.IsolationLevel.REPEATABLE_READ], ids=["rc", "rr"]
+    "isolation",
+    [
+        psycopg.IsolationLevel.READ_COMMITTED,
+        pytest.param(psycopg.IsolationLevel.REPEATABLE_READ, marks=pytest.mark.slow),
+    ],
+    ids=["rc", "rr"],
 )
 
 

@@ -76,7 +76,7 @@ def test_an_outage_of_the_catalog_is_survived(shop: Shop, caplog: pytest.LogCapt
         assert "password" not in caplog.text
 
 
-@pytest.mark.every_driver
+@pytest.mark.every_driver(tasks="slow")
 def test_run_replays_what_the_database_asks_for(shop: Shop) -> None:
     cluster = shop.connect()
     key = shop.key_on("s1")
@@ -104,7 +104,7 @@ def test_run_replays_what_the_database_asks_for(shop: Shop) -> None:
     assert shop.ask("s1", "SELECT count(*) FROM orders") == 2
 
 
-@pytest.mark.every_driver
+@pytest.mark.every_driver(tasks="slow")
 def test_run_across_begins_again_where_a_range_is_being_handed_over(shop: Shop) -> None:
     """What the transaction has read on the shard cannot be kept when it goes on to a range that is fenced there."""
     cluster = shop.connect()
@@ -132,7 +132,7 @@ def test_run_across_begins_again_where_a_range_is_being_handed_over(shop: Shop) 
     assert [shop.ask(name, "SELECT string_agg(name, ',') FROM users") for name in ("s1", "s2")] == ["here", "there"]
 
 
-@pytest.mark.every_driver
+@pytest.mark.every_driver(tasks="slow")
 def test_run_gives_up_where_a_replay_cannot_help(shop: Shop) -> None:
     cluster = shop.connect()
     key = shop.key_on("s1")
@@ -162,7 +162,7 @@ def test_run_gives_up_where_a_replay_cannot_help(shop: Shop) -> None:
     assert len(calls) > 1
 
 
-@pytest.mark.every_driver
+@pytest.mark.every_driver(tasks="slow")
 def test_run_returns_objects_that_can_be_read(shop: Shop) -> None:
     cluster = shop.connect()
     key = shop.key_on("s2")
@@ -176,7 +176,7 @@ def test_run_returns_objects_that_can_be_read(shop: Shop) -> None:
     assert cluster.run(key, lambda session: session.get_one(User, key), isolation_level="SERIALIZABLE").name == "x"
 
 
-@pytest.mark.every_driver
+@pytest.mark.every_driver(tasks="slow")
 def test_dead_connections_in_the_pool_are_replaced(shop: Shop) -> None:
     cluster = shop.connect(pool_size=3)
     key = shop.key_on("s1")
@@ -200,7 +200,7 @@ def test_dead_connections_in_the_pool_are_replaced(shop: Shop) -> None:
             session.rollback()
 
 
-@pytest.mark.every_driver
+@pytest.mark.every_driver(tasks="slow")
 def test_a_connection_that_is_lost_on_the_way_is_told(shop: Shop) -> None:
     cluster = shop.connect()
     key = shop.key_on("s1")
@@ -217,7 +217,7 @@ def test_a_connection_that_is_lost_on_the_way_is_told(shop: Shop) -> None:
         assert session.get(User, key) is None
 
 
-@pytest.mark.every_driver
+@pytest.mark.every_driver(tasks="slow")
 def test_another_database_at_the_shards_address_is_refused(shop: Shop) -> None:
     shop.catalog.execute("UPDATE shardwright.shards SET conninfo = %s WHERE name = 's1'", (shop.dsns.shards["s2"],))
     with shop.connect().sessionmaker()(key=shop.key_on("s1")) as session:
@@ -226,7 +226,7 @@ def test_another_database_at_the_shards_address_is_refused(shop: Shop) -> None:
         assert caught.value.facts["shard"] == "s1"
 
 
-@pytest.mark.every_driver
+@pytest.mark.every_driver(tasks="slow")
 def test_a_shard_that_is_down_is_unavailable_and_the_others_are_not(shop: Shop) -> None:
     nowhere = "host=127.0.0.1 port=1 dbname=x user=x"
     shop.catalog.execute("UPDATE shardwright.shards SET conninfo = %s WHERE name = 's1'", (nowhere,))
@@ -237,7 +237,7 @@ def test_a_shard_that_is_down_is_unavailable_and_the_others_are_not(shop: Shop) 
         assert session.scalar(sa.text("SELECT 1")) == 1
 
 
-@pytest.mark.every_driver
+@pytest.mark.every_driver(tasks="slow")
 def test_a_new_address_is_followed(shop: Shop) -> None:
     cluster = shop.connect()
     key = shop.key_on("s1")
@@ -250,7 +250,7 @@ def test_a_new_address_is_followed(shop: Shop) -> None:
         assert session.scalar(sa.text("SELECT 1")) == 1
 
 
-@pytest.mark.every_driver
+@pytest.mark.every_driver(tasks="slow")
 def test_a_server_that_has_become_read_only_is_left(shop: Shop) -> None:
     """25006: what a demoted primary answers. Its connections must not go back into the pool."""
     cluster = shop.connect()

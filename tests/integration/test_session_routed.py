@@ -15,7 +15,7 @@ from sqlalchemy.orm import joinedload, selectinload
 from fix_sessions import Country, Order, Setting, Shop, User, in_thread, until
 from shardwright import ShardSession, errors
 
-pytestmark = [pytest.mark.every_driver, pytest.mark.newest_postgres]
+pytestmark = [pytest.mark.every_driver(tasks="slow"), pytest.mark.newest_postgres]
 
 LOCKS = (
     "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 1397249860 AND granted "

@@ -17,7 +17,7 @@ from fix_cli import Ran
 from fix_servers import Dsns, Postgres
 from shardwright import Cluster, sharded_by
 
-pytestmark = pytest.mark.newest_postgres
+pytestmark = [pytest.mark.newest_postgres, pytest.mark.slow]
 
 ACCOUNTS = sa.Table(
     "pgbench_accounts",
@@ -66,7 +66,7 @@ def _balances(dsn: str) -> dict[int, int]:
         return dict(connection.execute("SELECT aid, abalance FROM pgbench_accounts").fetchall())
 
 
-@pytest.mark.parametrize("scale", [1, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("scale", [1, 10])
 def test_adopted_grown_drained_and_left(
     cluster_dsns: Callable[..., Dsns], cli: Callable[..., Ran], postgres: Postgres, workdir: Path, scale: int
 ) -> None:

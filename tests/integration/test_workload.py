@@ -132,6 +132,7 @@ def test_a_reader_that_stays_with_an_old_map_is_caught(running: Callable[..., An
     assert set(verdict.counts) == {"stale"}
 
 
+@pytest.mark.slow
 def test_writers_that_take_the_tables_in_another_order_do_not_stop_a_comparison(running: Callable[..., Any]) -> None:
     """They deadlock with the locks that hold writers off; the comparison is the one that tries again."""
     stop = threading.Event()
