@@ -70,12 +70,12 @@ def plain_engine(dsn: str) -> sa.Engine:
     return sa.create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(dsn, prepare_threshold=None))
 
 
-def measure(title: str, works: dict[str, Work]) -> None:
+def measure(title: str, works: dict[str, Work], turns: int = TURNS) -> None:
     """Run works in turns of a few calls each, and print what one call took."""
     keys: Iterator[int] = iter(range(10**9))
     times: dict[str, list[float]] = {name: [] for name in works}
     names = list(works)
-    for turn in range(TURNS):
+    for turn in range(turns):
         # Another one begins each time; the first calls of a turn find everything cold and do not count.
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             for call in range(COLD + CALLS):
