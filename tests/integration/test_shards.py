@@ -9,7 +9,7 @@ import pytest
 
 from fix_catalog import Found
 from shardwright import engines
-from shardwright.catalog import migrations, roster, shards, tables
+from shardwright.catalog import decisions, leaving, migrations, roster, shards, tables
 from shardwright.errors import (
     BadOption,
     CannotConnect,
@@ -229,6 +229,27 @@ def test_removing_drops_what_was_made_and_keeps_what_was_there(found: Callable[.
     assert cluster.ask("s2", "SELECT count(*) FROM pg_type WHERE typname = 'mood'") == 0
     assert schemas(cluster.dsns.shards["s2"]) == 0
     cluster.add("s2")
+
+
+def test_a_shard_with_a_prepared_transaction_stays(found: Callable[..., Found]) -> None:
+    """Nobody would end it any more, neither on a shard that was removed nor in a cluster that was left."""
+    cluster = found(2, joined=1)
+    cluster.add("s2")
+    id_ = roster.cluster_id(cluster.catalog)
+    names = {name: decisions.gid(id_, "7a60c1de-61e3-4d53-9d9c-6f6f0f8f6d0b", name) for name in ("s1", "s2")}
+    for name, gid in names.items():
+        cluster.shard(name).execute(f"BEGIN; SELECT pg_current_xact_id(); PREPARE TRANSACTION '{gid}'".encode())
+    try:
+        with pytest.raises(ClusterInUse, match="7a60c1de") as refused:
+            shards.remove_shard(cluster.catalog, "s2")
+        assert "tx recover" in refused.value.fix
+        cluster.shard("s2").execute(f"COMMIT PREPARED '{names['s2']}'".encode())
+        assert shards.remove_shard(cluster.catalog, "s2") == []
+        with pytest.raises(ClusterInUse, match="7a60c1de"):
+            leaving.leave(cluster.catalog)
+    finally:
+        cluster.shard("s1").execute(f"ROLLBACK PREPARED '{names['s1']}'".encode())
+    assert leaving.leave(cluster.catalog).shard == "s1"
 
 
 def test_a_server_that_is_gone_for_good_is_forgotten(

@@ -8,7 +8,7 @@ import psycopg
 from psycopg import sql
 
 from shardwright import engines, errors
-from shardwright.catalog import privileges, references, roster, sites, tables
+from shardwright.catalog import prepared, privileges, references, roster, sites, tables
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def leave(catalog: psycopg.Connection) -> Left:
         What remains.
 
     Raises:
-        ClusterInUse: there is more than one shard, or a live operation.
+        ClusterInUse: there is more than one shard, a prepared transaction on it, or a live operation.
         CannotConnect, PasswordMissing, NotPrimary: the shard cannot be reached; nothing was changed.
         LockTimeout: an application's transactions did not let us take the guards off.
     """
@@ -54,9 +54,11 @@ def leave(catalog: psycopg.Connection) -> Left:
                 shards=[shard.name for shard in shards],
             )
         known = tables.list_tables(catalog)
-        prefix = references.publication_name(roster.cluster_id(catalog)).removesuffix("ref")
+        cluster = roster.cluster_id(catalog)
+        prefix = references.publication_name(cluster).removesuffix("ref")
         for shard in shards:
             with engines.connect_shard(shard, "shardwright leave") as there, privileges.needed(f"shard {shard.name}"):
+                prepared.refuse_left(there, cluster, shard.name)
                 _drop_streams(there, prefix)
                 sites.clear(there, known, drop_tables=False)
     catalog.execute("DROP SCHEMA shardwright CASCADE")

@@ -45,6 +45,27 @@ def listed(connection: psycopg.Connection[Any], cluster: str, shard: str) -> lis
     ]
 
 
+def refuse_left(connection: psycopg.Connection[Any], cluster: str, shard: str) -> None:
+    """Fail where transactions of several shards are prepared on a shard: once it is out of the cluster, nobody ends them.
+
+    Args:
+        connection: to the shard.
+        cluster: the cluster's id.
+        shard: the shard's name.
+
+    Raises:
+        ClusterInUse: there are some.
+    """
+    left = [one.transaction for one in listed(connection, cluster, shard) if one.transaction is not None]
+    if left:
+        raise errors.ClusterInUse(
+            f"transactions on several shards are prepared on shard {shard} and wait for their end: {', '.join(left)}",
+            fix="shardwright tx recover, then run this again",
+            shard=shard,
+            transactions=left,
+        )
+
+
 def end(connection: psycopg.Connection[Any], found: Prepared, *, commit: bool) -> bool:
     """Commit a prepared transaction, or roll it back.
 

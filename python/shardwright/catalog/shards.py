@@ -12,7 +12,18 @@ import psycopg
 from psycopg.rows import dict_row
 
 from shardwright import engines, errors, ids
-from shardwright.catalog import adoption, generators, migrations, privileges, probe, references, roster, sites, tables
+from shardwright.catalog import (
+    adoption,
+    generators,
+    migrations,
+    prepared,
+    privileges,
+    probe,
+    references,
+    roster,
+    sites,
+    tables,
+)
 from shardwright.catalog.roster import Shard, get_shard, list_shards
 from shardwright.catalog.tables import RegisteredTable
 
@@ -126,14 +137,16 @@ def remove_shard(catalog: psycopg.Connection, name: str, *, forget: bool = False
 
     Raises:
         UnknownShard: there is none of that name.
-        ClusterInUse: it owns points, is the home of tables, has rows in local tables, or a live operation works on it.
+        ClusterInUse: it owns points, is the home of tables, has rows in local tables, holds a prepared transaction, or a live
+            operation works on it.
         CannotConnect, PasswordMissing, NotPrimary: it cannot be reached; nothing was changed.
     """
     with roster.changing(catalog), ExitStack() as stack, privileges.needed(f"shard {name}"):
         shard = get_shard(catalog, name)
         _refuse_use(catalog, shard)
         known = tables.list_tables(catalog)
-        stream = references.subscription_name(roster.cluster_id(catalog), name)
+        cluster = roster.cluster_id(catalog)
+        stream = references.subscription_name(cluster, name)
         home = next((table.home_shard for table in known if table.kind == "reference"), None)
         origin = (
             stack.enter_context(engines.connect_shard(get_shard(catalog, home), "shardwright shard remove"))
@@ -147,6 +160,7 @@ def remove_shard(catalog: psycopg.Connection, name: str, *, forget: bool = False
         else:
             there = stack.enter_context(engines.connect_shard(shard, "shardwright shard remove"))
             _refuse_local_rows(there, name, known)
+            prepared.refuse_left(there, cluster, name)
             if origin is not None:
                 references.unsubscribe(there, origin, stream)
             dropped = sites.clear(there, known, drop_tables=True)
