@@ -263,7 +263,7 @@ class MissingExtra(PreconditionError):
 
 
 class ClusterInUse(PreconditionError):
-    """The cluster cannot be left, or the shard not removed: it still has ranges, tables, prepared transactions or a live operation."""
+    """The cluster cannot be left, or the shard not removed: ranges, tables, prepared transactions or an operation are there."""
 
     code = "SW213"
     kind = "cluster-in-use"

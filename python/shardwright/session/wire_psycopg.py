@@ -292,6 +292,11 @@ class GuardedConnection(PsycopgGuarded, psycopg.Connection[Any]):
         if not self.settled:
             super().commit()
 
+    def rollback(self) -> None:
+        """As psycopg's, unless no transaction is open: a pool asks for it each time that it gets a connection back."""
+        if self.pgconn.transaction_status != _IDLE:
+            super().rollback()
+
 
 class GuardedAsyncConnection(PsycopgGuarded, psycopg.AsyncConnection[Any]):
     """The same on an event loop. What it shares with the other kind is called in one of SQLAlchemy's greenlets."""
@@ -317,6 +322,11 @@ class GuardedAsyncConnection(PsycopgGuarded, psycopg.AsyncConnection[Any]):
         """
         async with self.lock:
             return await self.wait(generator)
+
+    async def rollback(self) -> None:
+        """As psycopg's, unless no transaction is open."""
+        if self.pgconn.transaction_status != _IDLE:
+            await super().rollback()
 
     async def commit(self) -> None:
         """As psycopg's; a task that is cancelled meanwhile ends when COMMIT has been answered, within `COMMIT_GRACE`.
