@@ -128,7 +128,9 @@ def beside(where: Path) -> dict[str, Any]:
                 parent(dsn, table)
                 mine["create 36"].append(timed(lambda m=manager, t=table: m.create(t, ahead=35, behind=0)))
                 manager.run(table)
-                assert leaves_of(dsn, table) == 36, (manager.name, leaves_of(dsn, table))
+                made = leaves_of(dsn, table)
+                # In the last days of a month pg_partman's first run makes one more.
+                assert made == 36 or (made == 37 and manager is not there[0][0]), (manager.name, made)
                 mine["no-op"] += [timed(lambda m=manager, t=table: m.run(t)) for _ in range(NOOPS)]
                 parent(dsn, old)
                 manager.create(old, ahead=12, behind=23)
