@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gc
 import random
-import warnings
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -299,6 +298,9 @@ async def test_connections_that_nobody_uses_are_closed(shop: Shop, spoken: Async
         await work()
 
 
+# What asyncio and asyncpg say of connections whose event loop has ended, whenever the garbage collector finds them; nobody can
+# close them in its place.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_one_event_loop_after_the_other(shop: Shop, spoken: AsyncDriver) -> None:
     """As in tests, where each has its own: connections of a loop that has ended are not used again."""
     cluster = Cluster.connect(shop.dsns.catalog, refresh="never", application="test")
@@ -318,12 +320,9 @@ def test_one_event_loop_after_the_other(shop: Shop, spoken: AsyncDriver) -> None
             await asyncio.to_thread(asyncio.run, work())
 
     asyncio.run(elsewhere())
-    with warnings.catch_warnings():
-        # What asyncio and asyncpg say of connections whose event loop has ended; nobody can close them in its place.
-        warnings.simplefilter("ignore", ResourceWarning)
-        cluster.close()
-        until(lambda: shop.ask("s1", f"SELECT count(*) {OURS}") == 0, "connections stay open")
-        gc.collect()
+    cluster.close()
+    until(lambda: shop.ask("s1", f"SELECT count(*) {OURS}") == 0, "connections stay open")
+    gc.collect()
 
 
 def test_bad_arguments_are_refused(shop: Shop, spoken: AsyncDriver, monkeypatch: pytest.MonkeyPatch) -> None:
