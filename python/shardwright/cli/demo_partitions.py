@@ -24,7 +24,7 @@ def partitions(
     seed: int = 1,
     seconds: Annotated[
         float, Parameter(help="What it may take altogether; it takes as many days as there is time for.")
-    ] = 100.0,
+    ] = 150.0,
     days: int | None = None,
     flights: int | None = None,
     common: Common = DEFAULTS,

@@ -62,7 +62,7 @@ class Options:
     pg_bin: Path | None = None
     seed: int = 1
     keep: Path | None = None
-    seconds: float = 100.0
+    seconds: float = 150.0
     days: int | None = None
     flights: int | None = None
     months: bool = True
