@@ -30,6 +30,15 @@ pytest_plugins = [
 ]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test that says that it takes longer is watched for longer."""
+    marker = item.get_closest_marker("timeout")
+    if marker is not None and marker.args[0] > float(item.config.getini("timeout")):
+        until = marker.args[0] + 100
+        faulthandler.dump_traceback_later(until, file=item.config.stash[fault_handler_stderr_fd_key], exit=True)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
     """An end that hangs ends the process: a test's failure has used up its time limit and pytest's own watch."""
