@@ -216,9 +216,13 @@ class Layout:
         return cls(**fields)
 
 
+#: What is taken for a table, of pg_class AS c.
+_IS_TABLE = "c.relkind IN ('r', 'p', 'f', 'v', 'm')"
+
 # One statement, so that all parts are of one snapshot. Constraints of type n are PostgreSQL 18's way to store what
 # attnotnull says, t are triggers.
-_READ = """
+_READ = (
+    """
 SELECT jsonb_build_object(
   'schema', n.nspname, 'table', c.relname,
   'columns', (SELECT jsonb_agg(jsonb_build_object(
@@ -317,14 +321,17 @@ SELECT jsonb_build_object(
              AND d.refobjsubid > 0 AND d.deptype IN ('a', 'i')
          ) g WHERE g.grantee <> c.relowner))
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p', 'f', 'v', 'm')
-"""
+WHERE n.nspname = %s AND c.relname = %s AND """
+    + _IS_TABLE
+)
 
-_EXISTING = """
+_EXISTING = (
+    """
 SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
   JOIN unnest(%s::text[], %s::text[]) AS asked (schema, name) ON n.nspname = asked.schema AND c.relname = asked.name
- WHERE c.relkind IN ('r', 'p', 'f', 'v', 'm')
-"""
+ WHERE """
+    + _IS_TABLE
+)
 
 
 def layout_of(connection: psycopg.Connection, schema: str, table: str) -> Layout:

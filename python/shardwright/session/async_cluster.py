@@ -114,11 +114,7 @@ class AsyncCluster:
         """As `Cluster.run_across`, with a function that is awaited.
 
         Args:
-            work: as for `arun`.
-            deadline: as for `arun`.
-            attempts: as for `arun`.
-            driver: as for `arun`.
-            sessions: as for `arun`.
+            work, deadline, attempts, driver, sessions: as for `arun`.
             session_options: for the session; `cross_shard` is "two_phase" unless set.
 
         Raises:

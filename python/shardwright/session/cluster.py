@@ -241,7 +241,7 @@ class Cluster(AsyncCluster, PagedCluster):
         work: Callable[[ShardSession], T],
         deadline: float,
         attempts: int | None,
-        sessions: Any,
+        sessions: Sessions | None,
         options: dict[str, Any],
     ) -> T:
         factory = sessions or self._own_sessions
