@@ -81,6 +81,19 @@ CREATE TABLE shardwright.partitions (
     PRIMARY KEY (schema_name, name)
 );
 
+-- The barrier that a move of rows between partitions raises in its own transaction, the trigger's argument: who does not
+-- see that transaction would change none of those rows, and not be told.
+CREATE FUNCTION shardwright.refuse_old_snapshot() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable')
+       AND NOT pg_visible_in_snapshot(TG_ARGV[0]::xid8, pg_current_snapshot()) THEN
+        RAISE EXCEPTION 'could not serialize access: rows moved between partitions of % after this transaction''s snapshot',
+            TG_TABLE_NAME USING ERRCODE = 'serialization_failure', HINT = 'Begin the transaction anew.';
+    END IF;
+    RETURN NULL;
+END $$;
+
 -- What a schema migration said of a table here and the catalog has not been told yet, written in the revision's own
 -- transaction. Rows go when all shards are there and the catalog has it.
 CREATE TABLE shardwright.declared (

@@ -59,6 +59,7 @@ FAILPOINTS: Final = (
     "partition.archive_recorded",
     "partition.drop_prepared",
     "partition.dropped",
+    "partition.lifting",
     "partition.restore_made",
     "partition.restore_half_loaded",
     "partition.restore_loaded",

@@ -221,7 +221,7 @@ def test_a_split(
     log = lock_log(cluster.dsns.shards["s1"])
     split.split(cluster.dsns.catalog, "public", "events", "events_p2026")
     done = log.transactions()
-    [at] = [n for n, one in enumerate(done) if one.locks.get("events") == "ACCESS EXCLUSIVE"]
+    at, lift = [n for n, one in enumerate(done) if one.locks.get("events") == "ACCESS EXCLUSIVE"]
 
     def is_piece(name: str) -> bool:
         return name.startswith("events_p2026_")
@@ -232,11 +232,15 @@ def test_a_split(
         "split, before": strongest(before, "events_p2026".__eq__),
         "split, exchange": strongest([done[at]], lambda name: referred or is_piece(name) or name == "events_p2026"),
         "split, after": strongest(done[at + 1 :], lambda name: referred or is_piece(name)),
+        "lift": strongest([done[lift]], lambda _: False),
     }
     for operation, locks in found.items():
         wanted = said[operation]
         if not referred:
-            wanted = {**wanted, "notes": None, "events": None if operation == "split, after" else wanted["events"]}
+            wanted = {
+                **wanted,
+                "notes": None,
+            }
         assert locks == wanted, operation
 
 

@@ -32,7 +32,7 @@ class Writer(threading.Thread):
         self.ids = iter(range(1_000_000 * (number + 1), 1_000_000 * (number + 2)))
         self.rows: dict[int, tuple[datetime, str]] = {}
         self.failed: list[str] = []
-        self.stop, self.done = threading.Event(), 0
+        self.stop, self.done, self.refused = threading.Event(), 0, 0
 
     def run(self) -> None:
         with psycopg.connect(self.dsn, autocommit=True) as connection:
@@ -41,6 +41,8 @@ class Writer(threading.Thread):
                 try:
                     self._once(connection)
                     self.done += 1
+                except psycopg.errors.SerializationFailure:
+                    self.refused += 1
                 except psycopg.Error as error:
                     self.failed.append(str(error))
 
@@ -112,6 +114,7 @@ def test_a_year_becomes_months_under_load(timed: Callable[..., Timed], seed: int
     assert report.pieces == 12
     assert [failure for writer in writers for failure in writer.failed] == []
     assert all(writer.done > 20 for writer in writers)
+    assert [writer.refused for writer in writers if writer.level == "READ COMMITTED"] == [0, 0]
     assert set(reader.counts) == {STILL}
     expected = {number: row for writer in writers for number, row in writer.rows.items()}
     found = cluster.shard("s1").execute("SELECT id, at, note FROM events WHERE note <> 'still'").fetchall()

@@ -318,6 +318,27 @@ MUTANTS = (
         ("tests/integration/test_partition_split.py", "-k", "pg18"),
     ),
     Mutant(
+        "a split's exchange lets old snapshots write",
+        "a row that such a transaction deletes lives on, and nobody is told",
+        "partition/exchange.py",
+        (("    snapshots.raise_barrier(connection, work.schema, work.parent)\n", ""),),
+        ("tests/integration/test_partition_snapshots.py", "-k", "pg18 and after_a_split"),
+    ),
+    Mutant(
+        "rows leave a guard and old snapshots may write",
+        "a row that such a transaction deletes lives on, and nobody is told",
+        "partition/steps/guard.py",
+        (("    snapshots.raise_barrier(site.connection, site.schema, site.table.table_name)\n", ""),),
+        ("tests/integration/test_partition_snapshots.py", "-k", "pg18 and rows_of_a"),
+    ),
+    Mutant(
+        "a barrier is lifted under an old snapshot",
+        "what that transaction deletes later lives on",
+        "partition/barrier.py",
+        (("        return False\n    considerate_until", "    considerate_until"),),
+        ("tests/integration/test_partition_snapshots.py", "-k", "pg18 and last_old_snapshot"),
+    ),
+    Mutant(
         "a split logs no deletes",
         "deleted rows come back with the exchange",
         "partition/touched.py",

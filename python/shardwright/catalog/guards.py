@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import psycopg
 from psycopg import sql
 
+from shardwright.catalog import snapshots
 from shardwright.routing.multirange import Multirange
 from shardwright.routing.predicates import GuardedTable, guard_functions_sql, quote_literal
 
@@ -180,4 +181,5 @@ def remove(connection: psycopg.Connection, table: GuardedTable) -> None:
         connection.execute(f'DROP TRIGGER IF EXISTS "~shardwright_{what}" ON {table.qualified}'.encode())
         # triggers of partitions, those that were detached since included
         connection.execute(f"DROP FUNCTION IF EXISTS shardwright.guard_{what}_{table.table_id}() CASCADE".encode())
+    snapshots.lift_barrier(connection, table.schema_name, table.table_name)
     connection.execute("DELETE FROM shardwright.guards WHERE table_id = %s", (table.table_id,))

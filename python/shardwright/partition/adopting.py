@@ -14,7 +14,7 @@ from psycopg import sql
 
 from shardwright import errors, failpoints
 from shardwright.catalog import ddl
-from shardwright.partition import codecs, handmade, leaves, marks
+from shardwright.partition import barrier, codecs, handmade, leaves, marks
 from shardwright.partition.adopt_plan import Default, ShardPlan
 from shardwright.partition.plan import Step
 from shardwright.partition.shapes import Partition
@@ -226,6 +226,7 @@ def replace_default(site: PartitionSite, default: Default, report: ShardReport) 
     report.default, report.moved_rows = default.name, int(seen[1]) if default.turned is None else 0
     report.lock_ms = round((time.monotonic() - seen[0]) * 1000, 3)
     failpoints.reach("partition.adopt_exchanged")
+    barrier.settle(site)
 
 
 def _move_out(site: PartitionSite, default: Default, rows: int) -> None:

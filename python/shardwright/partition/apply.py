@@ -23,7 +23,7 @@ from shardwright.partition.fleet import Fleet
 from shardwright.partition.outcomes import Outcome, Report, reason_of, record
 from shardwright.partition.plan import RETENTION, Plan, Step, TablePlan, changes
 from shardwright.partition.site import LOCK_CLASS, PATIENCE, PartitionSite
-from shardwright.partition.steps import archive, attach, create, detach, drop, finalize, guard
+from shardwright.partition.steps import archive, attach, create, detach, drop, finalize, guard, lift
 
 _log = logging.getLogger("shardwright.partition")
 
@@ -36,6 +36,7 @@ STEPS: dict[str, Callable[[PartitionSite, Step], None]] = {
     "detach": detach.run,
     "archive": archive.run,
     "drop": drop.run,
+    "lift": lift.run,
 }
 
 

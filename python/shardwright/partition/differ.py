@@ -91,6 +91,8 @@ def difference(
         going = _retired(work, leaves)
         _unknown(work, leaves)
         _attach(work, missing, going, leaves)
+    if shape.idle_barrier:  # last: what follows a step that does not succeed is not done
+        work.found.steps.append(Step("lift", table.name, None, None))
     return work.found
 
 

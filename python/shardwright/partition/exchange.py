@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import psycopg
 
 from shardwright import errors
+from shardwright.catalog import snapshots
 from shardwright.failpoints import reach
 from shardwright.partition import archived_columns, bulk, leaves, marks, ordinary, shells, touched
 from shardwright.partition.bulk import Source
@@ -87,45 +88,6 @@ def compare(connection: psycopg.Connection, work: Cutting) -> list[tuple[str, in
     return found
 
 
-def wait_for_snapshots(connection: psycopg.Connection, seconds: float) -> float:
-    """Wait until no snapshot of this database is older than now: such a one may miss rows after the exchange.
-
-    Args:
-        connection: to the shard, in autocommit mode.
-        seconds: at most so long.
-
-    Returns:
-        How long it took.
-
-    Raises:
-        NotDrained: somebody's is still there.
-    """
-    started = time.monotonic()
-    row = connection.execute(
-        "SELECT pg_current_xact_id()::xid, pg_snapshot_xmax(pg_current_snapshot())::text"
-    ).fetchone()
-    assert row is not None
-    while True:
-        old = connection.execute(
-            "SELECT pid, application_name, coalesce(state, ''), extract(epoch FROM clock_timestamp() - xact_start)::float8 "
-            "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
-            "AND backend_type = 'client backend' AND backend_xmin IS NOT NULL "
-            "AND age(backend_xmin) > age(%s::text::xid) ORDER BY xact_start",
-            (str(row[0]),),
-        ).fetchall()
-        waited = time.monotonic() - started
-        if not old:
-            return waited
-        if waited > seconds:
-            said = "; ".join(f"pid {pid} ({name}, {state} for {age or 0:.1f} s)" for pid, name, state, age in old)
-            raise errors.NotDrained(
-                f"snapshots older than the copied rows are still open after {seconds:g} s: {said}",
-                fix="let those transactions end, then run this again; or leave --wait-for-snapshots out",
-                blockers=[said],
-            )
-        time.sleep(0.05)
-
-
 def exchange(site: PartitionSite, work: Cutting, source: Source) -> Exchanged:
     """Replay what is left, DETACH the fat partition and ATTACH its pieces, in one transaction under ACCESS EXCLUSIVE.
 
@@ -201,6 +163,7 @@ def _give_way(site: PartitionSite, work: Cutting, inbound: tuple[Facts, ...]) ->
         raise errors.InvariantFailed(f"attaching the pieces of {work.fat} built an index; it was rolled back")
     shells.set_identities(site, work)
     row = connection.execute("SELECT clock_timestamp()").fetchone()
+    snapshots.raise_barrier(connection, work.schema, work.parent)
     marks.set_state(connection, work.schema, [work.fat], "replaced", detached_at=row[0] if row else None)
     for piece in work.pieces:
         site.mark(piece, "attached")

@@ -18,6 +18,7 @@ import psycopg
 from psycopg import sql
 
 from shardwright import engines, errors
+from shardwright.catalog import snapshots
 from shardwright.catalog.roster import Shard
 from shardwright.catalog.tables import RegisteredTable
 from shardwright.partition import codecs
@@ -85,6 +86,14 @@ SELECT co.conname, n.nspname, c.relname, own.id, w.id, c.oid::int8,
   JOIN pg_class c ON c.oid = co.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
   LEFT JOIN {_WANTED.replace(" AS w(", " AS own(")} ON own.schema = n.nspname AND own.name = c.relname
  WHERE c.oid <> t.oid
+"""
+
+# Barriers that nobody needs any more, as far as one can see.
+_BARRIERS = f"""
+SELECT w.id FROM {_WANTED}
+  JOIN pg_namespace n ON n.nspname = w.schema JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.name
+  JOIN pg_trigger t ON t.tgrelid = c.oid AND t.tgname = '{snapshots.TRIGGER}'
+ WHERE NOT EXISTS (SELECT FROM ({snapshots.older_sql(snapshots.RAISED_BY_SQL)}) o WHERE o.certain)
 """
 
 
@@ -159,8 +168,9 @@ def _observe(name: str, tables: Sequence[PartitionedTable], connection: psycopg.
     with connection.pipeline(), connection.transaction():
         connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'".encode())
         clock = connection.execute("SELECT clock_timestamp(), pg_is_in_recovery()")
-        parents, leaves, marked, taken, keys = (
-            connection.execute(text.encode(), arguments) for text in (_PARENTS, _LEAVES, _MARKS, _TAKEN, _FOREIGN_KEYS)
+        parents, leaves, marked, taken, keys, barriers = (
+            connection.execute(text.encode(), arguments)
+            for text in (_PARENTS, _LEAVES, _MARKS, _TAKEN, _FOREIGN_KEYS, _BARRIERS)
         )
     row = clock.fetchone()
     assert row is not None
@@ -174,6 +184,7 @@ def _observe(name: str, tables: Sequence[PartitionedTable], connection: psycopg.
     names: dict[int, set[str]] = defaultdict(set)
     for table_id, relname in taken.fetchall():
         names[table_id].add(relname)
+    idle = {table_id for (table_id,) in barriers.fetchall()}
     rows = _count_guards(connection, by_id, guards, counted)
     shapes = {
         table_id: TableShape(
@@ -182,6 +193,7 @@ def _observe(name: str, tables: Sequence[PartitionedTable], connection: psycopg.
             tuple(found_leaves.get(table_id, ())),
             tuple(rows.get(table_id, ())),
             frozenset(names.get(table_id, ())),
+            table_id in idle,
         )
         for table_id, _, relkind, partition_by, _, _ in parents.fetchall()
     }

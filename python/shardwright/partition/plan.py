@@ -17,7 +17,7 @@ from shardwright import errors
 from shardwright.partition.shapes import Partition
 
 #: What a step can be, in the order in which a table's steps are done on a shard.
-KINDS: Final = ("finalize", "create", "attach", "guard", "detach", "archive", "drop")
+KINDS: Final = ("finalize", "create", "attach", "guard", "detach", "archive", "drop", "lift")
 
 #: Those that take something away; frozen while rows move.
 RETENTION: Final = ("detach", "archive", "drop")
@@ -33,6 +33,7 @@ class Step:
 
     #: One of `KINDS`.
     kind: str
+    #: The partition's; of `lift` the table's.
     name: str
     #: Its bounds; a guard's are those that it gets.
     lower: int | None

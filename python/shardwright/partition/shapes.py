@@ -156,6 +156,8 @@ class TableShape:
     guard_rows: tuple[GuardRows, ...] = ()
     #: Names in the table's schema that begin like the table's and are no partitions.
     taken: frozenset[str] = frozenset()
+    #: Whether it has a barrier against old snapshots, and nobody is known to have such a one any more.
+    idle_barrier: bool = False
 
 
 @dataclass(frozen=True)

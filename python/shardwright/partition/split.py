@@ -137,7 +137,7 @@ def split(
             for name, job in found.items():
                 work = splitting.cutting(sites[name], fat, cut)
                 inbound = [(one[0], one[1], one[2]) for one in job.state.get("inbound", ())]
-                splitting.settle(sites[name], work, inbound, watch)
+                splitting.settle(sites[name], work, inbound, settings, watch)
                 jobs.end(fleet.catalog, number, name)
                 reports[name].step = "done"
             if drop_now:

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 import psycopg
 
 from shardwright import engines, errors
+from shardwright.catalog import snapshots
 from shardwright.failpoints import reach
-from shardwright.partition import bulk, cuttable, exchange, jobs, leaves, ordinary, shells, swap, touched
+from shardwright.partition import barrier, bulk, cuttable, exchange, jobs, leaves, ordinary, shells, swap, touched
 from shardwright.partition.bulk import Progress, Restart, Source
 from shardwright.partition.exchange import Exchanged
 from shardwright.partition.jobs import Job
@@ -51,6 +52,8 @@ class Settings:
     verify: bool = True
     #: Seconds to wait before the exchange for snapshots that are older than the copied rows; None: do not.
     wait_for_snapshots: float | None = None
+    #: Seconds to wait after the exchange for snapshots that are older than it, so that the barrier against them can be lifted.
+    settle_seconds: float = 5.0
     #: Seconds that replays may take to catch up.
     catch_up_seconds: float = 3600.0
 
@@ -296,7 +299,7 @@ def give_way(
     for _ in range(100):
         catch_up(site, work, source, settings, report)
         if settings.wait_for_snapshots is not None:
-            exchange.wait_for_snapshots(site.connection, settings.wait_for_snapshots)
+            snapshots.wait_for_older_than_now(site.connection, settings.wait_for_snapshots)
             catch_up(site, work, source, settings, report)
         try:
             done = exchange.exchange(site, work, source)
@@ -325,13 +328,16 @@ def has_given_way(site: PartitionSite, fat: str) -> bool:
     return standing is not None and standing.state == "replaced" and not standing.attached
 
 
-def settle(site: PartitionSite, work: Cutting, inbound: Sequence[tuple[str, str, str]], watch: Watch) -> None:
-    """After the exchange: foreign keys that point here are validated, CHECKs and the log go, the parent is analyzed.
+def settle(
+    site: PartitionSite, work: Cutting, inbound: Sequence[tuple[str, str, str]], settings: Settings, watch: Watch
+) -> None:
+    """After the exchange: foreign keys that point here are validated, CHECKs, the log and the barrier go, the parent is analyzed.
 
     Args:
         site: the table and shard.
         work: the names.
         inbound: schema, table and name of the foreign keys that were valid before.
+        settings: how to work.
         watch: told what goes on.
     """
     watch(site.shard.name, "tidying up", None)
@@ -340,6 +346,7 @@ def settle(site: PartitionSite, work: Cutting, inbound: Sequence[tuple[str, str,
     exchange.drop_checks(site, work)
     touched.close_log(site.connection, work, attached=False)
     site.connection.execute(f"ANALYZE {site.parent.as_string(site.connection)}".encode())
+    barrier.settle(site, settings.settle_seconds)
     reach("partition.split_settled")
 
 

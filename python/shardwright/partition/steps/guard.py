@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from psycopg import sql
 
 from shardwright import errors, failpoints
-from shardwright.catalog import ddl
-from shardwright.partition import codecs, leaves
+from shardwright.catalog import ddl, snapshots
+from shardwright.partition import barrier, codecs, leaves
 from shardwright.partition.plan import Step
 from shardwright.partition.shapes import Partition
 from shardwright.partition.site import PartitionSite
@@ -55,6 +55,7 @@ def run(site: PartitionSite, step: Step) -> None:
 
     site.patiently(give_way, also=[step.name], readers=True)
     failpoints.reach("partition.guard_settled")
+    barrier.settle(site)
 
 
 def lock_all(site: PartitionSite, leaf: str, *, nowait: bool) -> None:
@@ -134,3 +135,4 @@ def move_rows(site: PartitionSite, source: str, windows: Sequence[Partition]) ->
             )
         )
         site.connection.execute(sql.SQL("DELETE FROM ONLY {} WHERE {}").format(name, inside))
+    snapshots.raise_barrier(site.connection, site.schema, site.table.table_name)
