@@ -57,7 +57,7 @@ def databases(shop: Shop) -> dict[str, str]:
 
 def test_threads_of_every_kind(shop: Shop) -> None:
     names = databases(shop)
-    with shop.connect(pool_size=5, max_overflow=0, pool_timeout=180) as cluster:
+    with shop.connect(pool_size=5, max_overflow=0, pool_timeout=180, connect_timeout=60) as cluster:
         sessions, shard_map = cluster.sessionmaker(), cluster.map
         with sessions() as session:
             for key in range(1, THREADS + 1):
@@ -92,7 +92,7 @@ def test_transactions_that_take_shards_in_any_order(shop: Shop, rng: random.Rand
     """They would wait for each other for ever: some are ended at once, and succeed when they are run again."""
     names, ended = databases(shop), []
     orders = [rng.sample(sorted(names), len(names)) for _ in range(THREADS)]
-    with shop.connect(pool_size=5, max_overflow=0, pool_timeout=180) as cluster:
+    with shop.connect(pool_size=5, max_overflow=0, pool_timeout=180, connect_timeout=60) as cluster:
         sessions = cluster.sessionmaker()
 
         def once(number: int) -> None:
