@@ -41,7 +41,7 @@ class ShardTransactions:
         self._strict = strict
         #: several shards may be written on
         self.two_phase = two_phase
-        self._options = options | {opening.BEFORE_COMMIT: self._before_first_commit} if two_phase else options
+        self._options = options
         #: BEGIN and the check may travel with the first statement
         self.ahead = False
         #: a write follows for sure
@@ -241,6 +241,8 @@ class ShardTransactions:
         if connection is None:
             connection = self._take(engine)
             opening.begin(connection, self._wanted.pop(shard, ()), ahead=self.ahead, writes=self.writes)
+        if self.two_phase:
+            opening.driver_of(connection).before_commit = self._before_first_commit
         self._open[shard] = connection
         return connection
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
 from shardwright import errors
@@ -158,6 +158,8 @@ class Guarded:
         self.settled = False
         #: it is a part of a transaction on several shards, and whether they must be committed together has been found out
         self.is_judged = False
+        #: called before it is committed, when nothing can be flushed into it any more
+        self.before_commit: Callable[[], None] | None = None
         #: whether a statement of the caller's has succeeded in it
         self.has_run = False
         #: what the shard serves, by keyspace, when it was entered as a whole: owned points, and whether others are here

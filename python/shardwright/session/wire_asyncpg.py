@@ -297,10 +297,34 @@ class GuardedStatement(PreparedStatement):  # type: ignore[misc]
         connection.note_savepoint(self._kind)
         return found
 
-    def cursor(self, *args: Any, **options: Any) -> Any:
-        """As asyncpg's."""
-        self._connection.has_run = True
-        return super().cursor(*args, **options)
+    async def cursor(self, *args: Any, **options: Any) -> GuardedRows:
+        """As asyncpg's, awaited."""
+        connection: GuardedAsyncpg = self._connection
+        opened = await super().cursor(*args, **options)
+        connection.has_run = True
+        return GuardedRows(connection, opened)
+
+
+class GuardedRows:
+    """What SQLAlchemy uses of an asyncpg cursor on the server; it takes its errors for no driver's unless they are adapted.
+
+    Args:
+        connection: whose.
+        cursor: asyncpg's.
+    """
+
+    def __init__(self, connection: GuardedAsyncpg, cursor: Any) -> None:
+        self._connection = connection
+        self._cursor = cursor
+
+    async def fetch(self, count: int, *, timeout: float | None = None) -> Any:
+        """As asyncpg's, as long as there is hope."""
+        try:
+            with _Watched(self._connection):
+                return await self._cursor.fetch(count, timeout=timeout)
+        except FAILURES as error:
+            self._connection.adapted._handle_exception(error)
+            raise
 
 
 class _Transaction:
