@@ -415,6 +415,11 @@ def test_steps_take_the_locks_that_the_page_says(
     cluster.tick(DECEMBER)
     [finalize] = [one for one in log.transactions() if one.locks.get("events_p2026_12") == "ACCESS EXCLUSIVE"][:1]
     found["finalize"] = finalize.locks["events"]
+    cluster.shard("s1").execute("INSERT INTO events (at) VALUES ('2027-03-05')")
+    log.clear()
+    cluster.tick(datetime(2027, 1, 20, tzinfo=UTC))
+    [lift] = [one for one in log.transactions() if one.tags == ("DROP TRIGGER",)]
+    found["lift"] = lift.locks["events"]
     assert found == said
 
 
