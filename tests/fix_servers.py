@@ -29,6 +29,7 @@ from typing import Any
 import pytest
 
 from shardwright.servers import Endpoint, Server, find_binaries, server_version, stop_all
+from shardwright.servers.server import SETTINGS_18
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 
@@ -126,6 +127,7 @@ def _container(postgres: Postgres) -> Iterator[Endpoint]:
     from testcontainers.postgres import PostgresContainer
 
     settings = ["wal_level=logical", "max_connections=200", "max_replication_slots=20", "max_worker_processes=32"]
+    settings += [f"{name}={value}" for name, value in SETTINGS_18.items() if postgres.version >= 18]
     container = PostgresContainer(f"postgres:{postgres.version}", username="postgres", password=None)
     container.with_env("POSTGRES_HOST_AUTH_METHOD", "trust")
     container.with_command(["postgres", *(word for setting in settings for word in ("-c", setting))])

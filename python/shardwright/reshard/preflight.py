@@ -110,7 +110,7 @@ def _server_problems(
     settings: dict[str, str] = dict(
         connection.execute(
             "SELECT name, setting FROM pg_settings WHERE name IN ('wal_level', 'max_replication_slots', "
-            "'max_wal_senders', 'max_logical_replication_workers', 'max_worker_processes')"
+            "'max_wal_senders', 'max_logical_replication_workers', 'max_worker_processes', 'max_active_replication_origins')"
         ).fetchall()
     )
     row = connection.execute(
@@ -137,6 +137,12 @@ def _server_problems(
             f"{workers - subscriptions} logical replication workers are free, {streams} are needed",
             "raise max_logical_replication_workers and max_worker_processes",
         )
+    # Each subscription that is at work has an origin. Without one its worker starts and fails, again and again.
+    origins = (
+        "max_active_replication_origins" if "max_active_replication_origins" in settings else "max_replication_slots"
+    )
+    if (free := int(settings[origins]) - subscriptions) < streams:
+        yield Problem(name, f"{free} replication origins are free, {streams} are needed", f"raise {origins}")
     yield from _prepared_problems(connection, name, cluster)
     if (system, database) != (shard.system_identifier, shard.database_oid):
         yield Problem(

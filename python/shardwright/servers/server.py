@@ -40,6 +40,9 @@ SETTINGS: Mapping[str, str] = {
     "log_line_prefix": "%m [%p] %q%a ",
 }
 
+#: And from 18 on, before which there is no such setting.
+SETTINGS_18: Mapping[str, str] = {"max_active_replication_origins": "20"}
+
 _CONF = "shardwright.conf"
 _NO_DURABILITY = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
@@ -248,6 +251,7 @@ class Server(Endpoint):
         """Start the main process. None when it is ready, else what its log says."""
         values = {
             **SETTINGS,
+            **(SETTINGS_18 if int((self.data / "PG_VERSION").read_text()) >= 18 else {}),
             **({} if self.fsync else _NO_DURABILITY),
             **self.given_settings,
             "port": str(self.port),
