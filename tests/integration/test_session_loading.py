@@ -49,14 +49,15 @@ def statements(cluster: Cluster) -> Iterator[list[str]]:
 def test_a_session_gets_many(shop: Shop) -> None:
     cluster = shop.connect()
     given = fill(shop, 3)
-    with cluster.sessionmaker()() as session:
+    # Who listens before a connection is made is told of what goes over it.
+    with statements(cluster) as sent, cluster.sessionmaker()() as session:
         known = session.get_one(User, given[0])
-        with statements(cluster) as sent:
-            asked = [given[3], 99_999, *given, given[0]]
-            found = session.get_many(User, asked)
-            assert [one and one.id for one in found] == [given[3], None, *given, given[0]]
-            assert found[2] is known
-            assert len(sent) == 2
+        sent.clear()
+        asked = [given[3], 99_999, *given, given[0]]
+        found = session.get_many(User, asked)
+        assert [one and one.id for one in found] == [given[3], None, *given, given[0]]
+        assert found[2] is known
+        assert len(sent) == 2
         with statements(cluster) as sent:
             pairs = session.get_many(Order, [(key, n) for key in given for n in (2, 1, 3)])
             assert [one and (one.user_id, one.n) for one in pairs] == [

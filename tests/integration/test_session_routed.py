@@ -235,6 +235,18 @@ def test_a_stale_router_is_refused_and_goes_to_the_right_shard(shop: Shop) -> No
             session.commit()
 
 
+def test_a_stale_router_learns_from_a_scatter(shop: Shop) -> None:
+    """What was entered as a whole serves other ranges than the map says: the same transaction goes on by a newer one."""
+    key = shop.key_on("s1")
+    fill(shop, [key])
+    cluster = shop.connect()
+    shop.hand_over(key, "s2")
+    with cluster.sessionmaker()() as session:
+        assert session.scalar(sa.select(sa.func.count()).select_from(User)) == 1
+        assert session.get_one(User, key).id == key
+        assert session.scalars(sa.select(User).where(User.id.in_([key, shop.key_on("s2", 5)]))).one().id == key
+
+
 def test_a_range_that_moves_on_the_way_is_told(shop: Shop) -> None:
     """The first key's range is held; the second one's moved before it was entered, and the transaction has had effects."""
     cluster = shop.connect()

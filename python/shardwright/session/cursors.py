@@ -41,6 +41,8 @@ class _Ahead(BaseCursor[Any, Any]):
         self, query: Query, params: Params | None = None, *, prepare: bool | None = None, binary: bool | None = None
     ) -> PQGen[None]:
         conn = self._conn
+        if conn._owed:
+            yield from conn._settle_gen()
         kind = conn.note_statement(query)
         asks = conn.wrote and conn.xact_id is None and not conn._autocommit
         if conn._pipeline or not (asks or conn.needs_ahead):

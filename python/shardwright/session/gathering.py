@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from shardwright import errors
@@ -85,6 +86,9 @@ class Gatherer:
             }
             if _tile(self._cluster, keyspace, {shard: points for shard, (points, _) in served.items()}, away):
                 narrow = {shard: points for shard, (points, strangers) in served.items() if strangers}
+                if not missing and any(points != shard_map.owned(keyspace, one) for one, (points, _) in served.items()):
+                    # What is held is newer than the map, by which the transaction's next statements would go astray.
+                    self._session.waiting.aside(partial(self._cluster.refresh, shard_map.version))
                 break
             for shard in shards:
                 if shard in opened:

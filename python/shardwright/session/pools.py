@@ -23,7 +23,7 @@ from shardwright.session import async_engines
 from shardwright.session.breaker import Breaker, BreakerOptions
 from shardwright.session.commenting import comment_statements
 from shardwright.session.health import Deadline, Health
-from shardwright.session.opening import announce_commits, translate_errors
+from shardwright.session.opening import announce_commits, driver_errors, translate_errors
 from shardwright.session.refresh import Router
 from shardwright.session.shard_pool import ShardPool
 from shardwright.session.wire import Guarded
@@ -238,7 +238,7 @@ class ShardEngines:
             announce_commits(engine)
             if self.options.comments is not None:
                 comment_statements(engine, self.options.comments, shard.name)
-            sa.event.listen(engine, "checkout", self._leave_old_primaries(shard.name))
+            sa.event.listen(engine, "checkout", self._before_use(engine, shard.name))
             self._made[shard.name, driver] = (shard, engine)
             # An engine of a kind makes it likely that the other shards' follow.
             self._router.connections = {name: self.options.most for _, name in self._made}
@@ -254,12 +254,19 @@ class ShardEngines:
 
         return Health(Breaker(shard.name, "primary", self.options.breaker), self.options.hang_timeout, probe)
 
-    def _leave_old_primaries(self, shard: str) -> Callable[[Any, ConnectionPoolEntry, Any], None]:
+    def _before_use(self, engine: Engine, shard: str) -> Callable[[Any, ConnectionPoolEntry, Any], None]:
         """What SQLAlchemy calls with each connection from the pool, before anybody gets it."""
+        lost = driver_errors(engine)
 
         def on_checkout(_connection: Any, record: ConnectionPoolEntry, _fairy: Any) -> None:
             driver = record.driver_connection
-            if not isinstance(driver, Guarded) or driver.timeline == 0:
+            if not isinstance(driver, Guarded):
+                return
+            try:
+                driver.settle()
+            except lost as error:
+                raise sa.exc.DisconnectionError() from error
+            if driver.timeline == 0:
                 return
             if driver.is_standby or driver.timeline < self.timeline(shard):
                 # All that were opened before lead to the same server: the pool is given up, and looks for the primary.

@@ -23,6 +23,8 @@ from shardwright.routing.multirange import Multirange
 _READS = re.compile(r"\s*(?:SELECT|VALUES|TABLE|SHOW|FETCH|SAVEPOINT|RELEASE|ROLLBACK|SET)\b", re.IGNORECASE)
 _SAVEPOINT = re.compile(r"\s*(SAVEPOINT|ROLLBACK\s+(?:WORK\s+|TRANSACTION\s+)?TO)\b", re.IGNORECASE)
 _WRITES_INSIDE = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
+# Reads that others may wait for: those that lock rows, and whatever is called a lock.
+_LOCKS = re.compile(r"\bSHARE\b|lock", re.IGNORECASE)
 
 #: Gives the transaction's number, assigning one.
 TAKE_XID = b"SELECT pg_catalog.pg_current_xact_id()::pg_catalog.text"
@@ -58,6 +60,7 @@ class Kind(enum.Flag):
     """What must be known of a statement before it is sent; found out once for each text."""
 
     READS = 0
+    LOCKS = enum.auto()
     WRITES = enum.auto()
     SAVEPOINT = enum.auto()
     UNDOES = enum.auto()
@@ -67,6 +70,8 @@ class Kind(enum.Flag):
 def _kind_of(text: str) -> Kind:
     if not _READS.match(text) or _WRITES_INSIDE.search(text):
         return Kind.WRITES
+    if _LOCKS.search(text):
+        return Kind.LOCKS
     if found := _SAVEPOINT.match(text):
         return Kind.SAVEPOINT if found[1][0] in "Ss" else Kind.UNDOES
     return Kind.READS
@@ -152,6 +157,8 @@ class Guarded:
         self.xact_id: int | None = None
         #: whether it sent something that may have written
         self.wrote = False
+        #: whether it sent something that may have taken locks which others wait for
+        self.locked = False
         #: it is known to have written nothing, and is a part of a larger transaction: losing its COMMIT loses nothing
         self.only_read = False
         #: its part of a transaction on several shards has been brought to its end: COMMIT has nothing left to do
@@ -235,6 +242,13 @@ class Guarded:
     def ask_xact_id(self) -> int | None:
         """Ask the server for the transaction's number: None where it has written nothing yet."""
         raise NotImplementedError
+
+    def settle(self) -> None:
+        """Wait for the answer to a ROLLBACK that was not waited for; called when the pool gives the connection away.
+
+        Raises:
+            Exception: the driver's: the connection is lost.
+        """
 
     def command(self, text: str) -> str:
         """Send one command as it is, inside of the transaction or outside of any: nothing is begun for it.
@@ -333,6 +347,8 @@ class Guarded:
         kind = kind_of(query)
         if kind is Kind.WRITES and not self.is_autocommit:
             self.wrote = True
+        elif kind is Kind.LOCKS:
+            self.locked = True
         return kind
 
     def note_savepoint(self, kind: Kind) -> None:

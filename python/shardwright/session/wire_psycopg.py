@@ -101,6 +101,45 @@ class PsycopgGuarded(Guarded, psycopg.BaseConnection[Any]):
         """Talk to the server until a generator has ended."""
         raise NotImplementedError
 
+    # ------------------------------------------------------------------ ends that are not waited for
+
+    #: whether the answer to a ROLLBACK is still to come
+    _owed = False
+
+    def _let_go(self) -> bool:
+        """Send the ROLLBACK of a transaction that has only read; its answer is waited for by whoever comes next.
+
+        Returns:
+            Whether it was sent: not where others may wait for what it holds, or where its options are about to be reset.
+        """
+        if (
+            self.pgconn.transaction_status != _IN_TRANSACTION
+            or self.wrote
+            or self.locked
+            or self._pipeline
+            or self.isolation_level is not None
+            or self.read_only is not None
+            or self.deferrable is not None
+        ):
+            return False
+        self.pgconn.send_query(b"ROLLBACK")
+        self.pgconn.flush()
+        self._owed = True
+        return True
+
+    def settle(self) -> None:
+        """See `Guarded`."""
+        if self._owed:
+            self._perform(self._settle_gen())
+
+    def _settle_gen(self) -> PQGen[None]:
+        self._owed = False
+        results = yield from generators.execute(self.pgconn)
+        raise_for(self.pgconn, results)
+        # As psycopg after a ROLLBACK.
+        self._prepared.clear()
+        yield from self._prepared.maintain_gen(self)
+
     # ------------------------------------------------------------------ see `Guarded`
 
     @property
@@ -127,7 +166,7 @@ class PsycopgGuarded(Guarded, psycopg.BaseConnection[Any]):
     @property
     def has_begun(self) -> bool:
         """See `Guarded`."""
-        return self.pgconn.transaction_status != _IDLE
+        return not self._owed and self.pgconn.transaction_status != _IDLE
 
     @property
     def has_failed(self) -> bool:
@@ -196,6 +235,8 @@ class PsycopgGuarded(Guarded, psycopg.BaseConnection[Any]):
             self.note_xid(results[-1:])
 
     def _start_query(self) -> PQGen[None]:
+        if self._owed:
+            yield from self._settle_gen()
         commands = self.take_ahead()
         if not commands:
             return
@@ -209,6 +250,8 @@ class PsycopgGuarded(Guarded, psycopg.BaseConnection[Any]):
     def _exec_all(self, commands: Sequence[bytes]) -> PQGen[list[pq.abc.PGresult]]:
         """Send commands as one message of the simple protocol; they are all ours, so an error is the check's."""
         try:
+            if self._owed:
+                yield from self._settle_gen()
             self._check_connection_ok()
             self.pgconn.send_query(b"; ".join(commands))
             results: list[pq.abc.PGresult] = yield from generators.execute(self.pgconn)
@@ -255,6 +298,8 @@ class PsycopgGuarded(Guarded, psycopg.BaseConnection[Any]):
         Raises:
             psycopg.Error: `is_commit_lost` where the answer was lost.
         """
+        if self._owed:
+            yield from self._settle_gen()
         if self.pgconn.transaction_status == _FAILED:
             raise psycopg.errors.InFailedSqlTransaction(CANNOT_COMMIT)
         if self.wrote and self._asks_xid:
@@ -294,7 +339,7 @@ class GuardedConnection(PsycopgGuarded, psycopg.Connection[Any]):
 
     def rollback(self) -> None:
         """As psycopg's, unless no transaction is open: a pool asks for it each time that it gets a connection back."""
-        if self.pgconn.transaction_status != _IDLE:
+        if self.pgconn.transaction_status != _IDLE and not self._owed and not self._let_go():
             super().rollback()
 
 
@@ -325,7 +370,7 @@ class GuardedAsyncConnection(PsycopgGuarded, psycopg.AsyncConnection[Any]):
 
     async def rollback(self) -> None:
         """As psycopg's, unless no transaction is open."""
-        if self.pgconn.transaction_status != _IDLE:
+        if self.pgconn.transaction_status != _IDLE and not self._owed and not self._let_go():
             await super().rollback()
 
     async def commit(self) -> None:
