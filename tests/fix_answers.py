@@ -1,7 +1,7 @@
 """One plain database and clusters of several sizes with the same rows, for tests that compare their answers.
 
 Fixtures:
-    make_worlds   (sizes) -> Worlds: one plain database, and a cluster a size, all filled with the same random rows
+    make_worlds   (sizes, make_database=) -> Worlds: one plain database, and a cluster a size, all filled with the same random rows
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def _fill(
 def make_worlds(make_database: Callable[..., str], rng: random.Random) -> Iterator[Callable[[Sequence[int]], Worlds]]:
     with ExitStack() as stack:
 
-        def make(sizes: Sequence[int]) -> Worlds:
+        def make(sizes: Sequence[int], make_database: Callable[..., str] = make_database) -> Worlds:
             rows = random_rows(rng)
             dsn = make_database("plain")
             plain = sa.create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(dsn))

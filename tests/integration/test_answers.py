@@ -5,6 +5,7 @@ In every phase of a move, which is halted there. What fails prints the statement
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,9 +18,12 @@ from sqlalchemy.orm import Session
 
 from fix_answers import Base, Person, Post, World, Worlds, add_spare, importing, switched
 from fix_changes import Change, Changes
+from fix_servers import Postgres
 from fix_statements import Question, Statements
 from shardwright import errors
 from shardwright.reshard import operate
+from shardwright.servers import Server
+from shardwright.servers.server import SETTINGS_18
 
 pytestmark = pytest.mark.newest_postgres
 
@@ -200,6 +204,9 @@ def test_some_answers_are_those_of_one_database(
     asking.conclude()
 
 
+#: What 13 moves need on one server, each with a stream there and one back.
+STREAM_SETTINGS = ("max_replication_slots", "max_wal_senders", "max_logical_replication_workers")
+
 #: 10,440 statements in all parts, changes included; each is asked of every cluster.
 PARTS, PER_PHASE = 4, 450
 
@@ -208,11 +215,20 @@ PARTS, PER_PHASE = 4, 450
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("part", range(PARTS))
 def test_answers_are_those_of_one_database(
-    make_worlds: Callable[[Sequence[int]], Worlds], make_database: Callable[..., str], rng: random.Random,
+    make_worlds: Callable[..., Worlds], server_factory: Callable[..., Server], postgres: Postgres, rng: random.Random,
     monkeypatch: pytest.MonkeyPatch, part: int,
 ) -> None:  # fmt: skip
     """Each part has rows and statements of its own: the run's seed and the test's name draw them."""
-    worlds = make_worlds([1, 2, 3, 7])
+    rooms = [*STREAM_SETTINGS, *(SETTINGS_18 if postgres.version >= 18 else ())]
+    server = server_factory(
+        settings={"max_worker_processes": "100", "max_connections": "300"} | dict.fromkeys(rooms, "60")
+    )
+    numbers = itertools.count(1)
+
+    def make_database(prefix: str) -> str:
+        return server.create_database(f"{prefix}_{next(numbers)}")
+
+    worlds = make_worlds([1, 2, 3, 7], make_database)
     asking = Asking(worlds, rng)
     asking.run(PER_PHASE, "before a move")
     asking.change(PER_PHASE // 5, "before a move")
