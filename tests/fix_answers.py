@@ -1,7 +1,7 @@
 """One plain database and clusters of several sizes with the same rows, for tests that compare their answers.
 
 Fixtures:
-    make_worlds   (sizes, make_database=) -> Worlds: one plain database, and a cluster a size, all filled with the same random rows
+    make_worlds   (sizes, make_database=) -> Worlds: one plain database, and a cluster a size, filled with the same random rows
 """
 
 from __future__ import annotations
