@@ -81,7 +81,7 @@ def test_the_next_transaction_begins_where_the_last_one_has_ended(shop: Shop) ->
 def test_a_connection_that_was_lost_since_is_replaced(shop: Shop) -> None:
     key = shop.key_on("s1")
     sessions = shop.connect(pool_size=1, max_overflow=0).sessionmaker()
-    for _ in range(3):
+    for _ in range(10):
         with sessions(key=key) as session:
             session.execute(sa.select(User).where(User.id == key)).all()
         shop.ask(

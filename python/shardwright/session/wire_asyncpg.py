@@ -378,9 +378,14 @@ class _Watched:
             self._timer = asyncio.get_running_loop().call_later(_INTERVAL, self._look)
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if self._watch is not None:
+            self._timer.cancel()
+        if isinstance(error, asyncpg.InternalClientError):
+            # The server's last words have come, and not yet that it closed the connection: asyncpg takes them for an answer.
+            self._connection.terminate()
+            raise asyncpg.ConnectionDoesNotExistError("the server has closed the connection") from error
         if self._watch is None:
             return
-        self._timer.cancel()
         if error is None:
             self._watch.heard()
         elif isinstance(error, FAILURES):
