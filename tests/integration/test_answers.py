@@ -30,7 +30,7 @@ pytestmark = pytest.mark.newest_postgres
 #: What is refused with: never anything else of ours.
 REFUSALS = (errors.NotMergeable, errors.NoShardKey)
 #: Kinds of statements that have no answer over shards in most of their forms.
-MOSTLY_REFUSED = {"window", "distinct on", "set operation", "cte", "from subquery", "in subquery"}
+MOSTLY_REFUSED = {"window", "distinct on", "scalar subquery", "set operation", "cte", "from subquery", "in subquery"}
 
 
 def exact(value: Any, loose: bool, order_free: bool = False) -> Any:
