@@ -70,11 +70,9 @@ class Kind(enum.Flag):
 def _kind_of(text: str) -> Kind:
     if not _READS.match(text) or _WRITES_INSIDE.search(text):
         return Kind.WRITES
-    if _LOCKS.search(text):
-        return Kind.LOCKS
     if found := _SAVEPOINT.match(text):
         return Kind.SAVEPOINT if found[1][0] in "Ss" else Kind.UNDOES
-    return Kind.READS
+    return Kind.LOCKS if _LOCKS.search(text) else Kind.READS
 
 
 def kind_of(query: object) -> Kind:
