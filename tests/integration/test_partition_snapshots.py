@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from fix_catalog import Found
 from fix_handmade import PARENT, adopted, leaf, run
 from fix_partitions import Timed, by_month
+from shardwright import errors
 from shardwright.catalog import models, snapshots
 from shardwright.partition import apply, split
 
@@ -145,6 +146,29 @@ def test_a_guard_without_rows_needs_none(timed: Callable[..., Timed]) -> None:
     with old(cluster.dsns.shards["s1"], OLD_LEVELS[0]):
         assert cluster.tick(DECEMBER).exit_code == 0
         assert cluster.ask("s1", STANDS) == 0
+
+
+def test_rows_that_stay_in_their_guard_need_none(timed: Callable[..., Timed]) -> None:
+    cluster = timed(1, by_month(ahead=1))
+    assert cluster.tick(NOW).exit_code == 0
+    cluster.shard("s1").execute("INSERT INTO events (id, at, note) VALUES (1, '2050-01-05', 'new')")
+    with old(cluster.dsns.shards["s1"], OLD_LEVELS[0]):
+        cluster.tick(DECEMBER)
+        assert "events_p2027_01" in cluster.windows("s1")
+        assert cluster.ask("s1", STANDS) == 0
+
+
+def test_a_lift_that_broke_off_is_done_by_the_next_run(
+    timed: Callable[..., Timed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = _fat(timed)
+    monkeypatch.setenv("SHARDWRIGHT_FAILPOINT", "partition.lifting:error")
+    with pytest.raises(errors.FailpointReached):
+        _cut(cluster)
+    monkeypatch.delenv("SHARDWRIGHT_FAILPOINT")
+    assert cluster.ask("s1", STANDS) == 1
+    _cut(cluster)
+    assert cluster.ask("s1", STANDS) == 0
 
 
 def test_rows_of_a_default_partition(found: Callable[..., Found]) -> None:

@@ -356,13 +356,8 @@ def _follow(work: _Work, guard: Leaf, full: Collection[str]) -> None:
     work.step("guard", Partition(guard.name, *span, guard.role))
 
 
-def _rows_in(work: _Work, name: str) -> GuardRows | None:
-    return next((rows for rows in work.shape.guard_rows if rows.name == name), None)
-
-
 def _is_full(work: _Work, guard: Leaf) -> bool:
-    rows = _rows_in(work, guard.name)
-    return rows is not None and rows.more
+    return any(rows.more for rows in work.shape.guard_rows if rows.name == guard.name)
 
 
 def _say_rows(work: _Work, behind_guard: dict[str, list[Partition]]) -> None:

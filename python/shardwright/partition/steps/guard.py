@@ -123,16 +123,18 @@ def move_rows(site: PartitionSite, source: str, windows: Sequence[Partition]) ->
             table=site.table.name,
         )
     columns = sql.SQL(", ").join(map(sql.Identifier, site.table.layout.copied_columns))
+    moved = 0
     for one in windows:
         inside = ddl.printed(
             codecs.check_sql(
                 site.policy, site.key, site.column.as_string(site.connection), one.lower, one.upper, site.column_type
             )
         )
-        site.connection.execute(
+        moved += site.connection.execute(
             sql.SQL("INSERT INTO {} ({columns}) SELECT {columns} FROM ONLY {} WHERE {}").format(
                 site.leaf(one.name), name, inside, columns=columns
             )
-        )
+        ).rowcount
         site.connection.execute(sql.SQL("DELETE FROM ONLY {} WHERE {}").format(name, inside))
-    snapshots.raise_barrier(site.connection, site.schema, site.table.table_name)
+    if moved:
+        snapshots.raise_barrier(site.connection, site.schema, site.table.table_name)
