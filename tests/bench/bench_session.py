@@ -67,7 +67,7 @@ def sharded(engines_by_shard: dict[str, sa.Engine], cluster: Cluster) -> session
 
 def plain_engine(dsn: str) -> sa.Engine:
     """An engine as an application without shards has it."""
-    return sa.create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(dsn, prepare_threshold=None))
+    return sa.create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(dsn))
 
 
 def measure(title: str, works: dict[str, Work], turns: int = TURNS) -> None:

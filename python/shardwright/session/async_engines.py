@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -29,7 +29,7 @@ class _Closable(Protocol):
 A = TypeVar("A", bound=_Closable)
 
 #: Lets a connection in by what it was answered; gives the server's timeline.
-Admit = Callable[[tuple[str, int, str]], int]
+Admit = Callable[[Sequence[Any]], int]
 
 
 def psycopg_engine(dialer: engines.ShardDialer, who: str, admit: Admit, health: Health, options: PoolOptions) -> Engine:
@@ -50,7 +50,11 @@ def psycopg_engine(dialer: engines.ShardDialer, who: str, admit: Admit, health: 
         connection.watch = Deadline(options.connect_timeout)
         answer = await (await connection.execute(who)).fetchone()
         assert answer is not None
-        connection.timeline = admit(answer)
+        *identity, process = answer
+        connection.timeline = admit(identity)
+        if process != connection.pgconn.backend_pid:
+            # A pooler: its next transaction may be in another process.
+            connection.prepare_threshold = None
         connection.watch = health
         await connection.set_autocommit(False)
 
@@ -84,8 +88,10 @@ def asyncpg_engine(dialer: engines.ShardDialer, who: str, admit: Admit, health: 
 
     async def vet(connection: GuardedAsyncpg) -> None:
         connection.watch = Deadline(options.connect_timeout)
-        ((identifier, database, timeline),) = await connection.rows(who.encode())
+        ((identifier, database, timeline, process),) = await connection.rows(who.encode())
         connection.timeline = admit((identifier, int(database), timeline))
+        if int(process) != connection.get_server_pid():
+            connection.keep_nothing_prepared()
         connection.watch = health
 
     async def dial(**arguments: Any) -> GuardedAsyncpg:
@@ -101,7 +107,7 @@ def asyncpg_engine(dialer: engines.ShardDialer, who: str, admit: Admit, health: 
 
     @sa.event.listens_for(engine, "connect", insert=True)
     def adapt(adapted: Any, _record: object) -> None:
-        adapted.driver_connection.adapted = adapted
+        adapted.driver_connection.adapt(adapted)
 
     return engine
 

@@ -103,7 +103,7 @@ class Cluster(AsyncCluster, PagedCluster):
         breaker: BreakerOptions | None = None,
         reads: Reads = "strict",
         map_wait: float = 5.0,
-        prepare_threshold: int | None = None,
+        prepare_threshold: int | None = 5,
         comments: bool = False,
         **engine_options: Any,
     ) -> Cluster:
@@ -126,8 +126,8 @@ class Cluster(AsyncCluster, PagedCluster):
             reads: "strict" checks the ownership of the key's range with each BEGIN. "relaxed" leaves that out: reads may
                 be stale for as long as this router's map is; writes are still refused by the shards' guards.
             map_wait: seconds for which a session waits for a range that is being handed over.
-            prepare_threshold: after how many executions psycopg prepares a statement; None never does, as PgBouncer in
-                transaction mode asks for.
+            prepare_threshold: after how many executions a statement stays prepared on a connection (asyncpg: from the
+                first on); None never. Nothing is prepared through a pooler such as PgBouncer, which is recognised.
             comments: put a comment behind each statement: application, shard, and route ("pinned", "routed", "scatter").
             engine_options: further arguments of `sqlalchemy.create_engine` for the shards' engines.
 
@@ -195,7 +195,8 @@ class Cluster(AsyncCluster, PagedCluster):
         """Run `work` in a transaction on the key's shard, and again where the database asked for that.
 
         It is run again from its start, in a new session, when its range moved (SH001, SH002, SH003), and after a
-        serialization failure or a deadlock (40001, 40P01). So what it does outside of the database may happen twice.
+        serialization failure or a deadlock (40001, 40P01), or where a table changed under a prepared statement. So what
+        it does outside of the database may happen twice.
         COMMIT is never sent again: where its answer is lost, `CommitUnknown` is raised.
 
         Args:

@@ -5,31 +5,20 @@ This follows psycopg's own cursors step by step; what is leaned on of their insi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Self
 
 import psycopg
-from psycopg import generators, pq
+from psycopg import generators
 from psycopg._cursor_base import BaseCursor
 from psycopg._preparing import Prepare
 from psycopg.abc import Params, PQGen, Query
 
-from shardwright.session.wire import ASK_XID, mark_entry
+from shardwright.session.unanswered import leave_pipeline, raise_for
+from shardwright.session.wire import ASK_XID
 
 if TYPE_CHECKING:
     from shardwright.session.wire_psycopg import GuardedAsyncConnection, GuardedConnection, PsycopgGuarded
-
-
-def raise_for(pgconn: pq.abc.PGconn, results: Sequence[pq.abc.PGresult]) -> None:
-    """Raise the first error among results.
-
-    Args:
-        pgconn: where they came from.
-        results: what libpq returned.
-    """
-    for result in results:
-        if result.status == pq.ExecStatus.FATAL_ERROR:
-            raise psycopg.errors.error_from_result(result, encoding=pgconn._encoding)
 
 
 class _Ahead(BaseCursor[Any, Any]):
@@ -67,9 +56,7 @@ class _Ahead(BaseCursor[Any, Any]):
         conn._check_connection_ok()
         pgconn.enter_pipeline_mode()
         try:
-            ahead = conn.take_ahead()
-            for command in ahead:
-                pgconn.send_query_params(command, None)
+            conn._send_each(conn.take_ahead())
             prep, name = self._get_prepared(pgq, prepare)
             if prep is Prepare.NO:
                 self._execute_send(pgq, force_extended=True, binary=binary)
@@ -77,23 +64,21 @@ class _Ahead(BaseCursor[Any, Any]):
                 if prep is Prepare.SHOULD:
                     self._send_prepare(name, pgq)
                 self._send_query_prepared(name, pgq, binary=binary)
-            key = conn._prepared.maybe_add_to_cache(pgq, prep, name)
             if asks:
                 pgconn.send_query_params(ASK_XID, None)
             pgconn.pipeline_sync()
             yield from generators.send(pgconn)
-            checked = yield from self._fetch_ahead(len(ahead))
+            refused = yield from conn._answers_gen()
             prepared = (yield from generators.fetch_many(pgconn)) if prep is Prepare.SHOULD else []
             results = yield from generators.fetch_many(pgconn)
             number = (yield from generators.fetch_many(pgconn)) if asks else []
             yield from generators.fetch_many(pgconn)
         finally:
-            _leave_pipeline(pgconn)
-        if checked is not None:
-            mark_entry(checked)
-            raise checked
+            leave_pipeline(pgconn)
+        if refused is not None:
+            raise refused
         raise_for(pgconn, prepared)
-        if key is not None:
+        if (key := conn._prepared.maybe_add_to_cache(pgq, prep, name)) is not None:
             conn._prepared.validate(key, prep, name, results)
         self._check_results(results)
         self._set_results(results)
@@ -101,20 +86,6 @@ class _Ahead(BaseCursor[Any, Any]):
             conn.note_xid(number)
         self._last_query = query
         yield from conn._prepared.maintain_gen(conn)
-
-    def _fetch_ahead(self, count: int) -> PQGen[psycopg.Error | None]:
-        """The first error of the commands that were sent ahead, or None; all of their results are read."""
-        found: psycopg.Error | None = None
-        for _ in range(count):
-            try:
-                results = yield from generators.fetch_many(self._pgconn)
-                if found is None:
-                    raise_for(self._pgconn, results)
-            except psycopg.Error as error:
-                if self._pgconn.status != pq.ConnStatus.OK:
-                    raise found or error from None
-                found = error
-        return found
 
     def _stream_send_gen(self, query: Query, params: Params | None = None, **options: Any) -> PQGen[None]:
         self._conn.note_statement(query)
@@ -170,15 +141,20 @@ class _Declared:
 class GuardedServerCursor(_Declared, psycopg.ServerCursor[Any]):
     """A cursor on the server, of a thread's connection."""
 
+    _conn: GuardedConnection
+
+    def execute(self, query: Query, *args: Any, **options: Any) -> Self:
+        """As psycopg's, which declares nothing while an answer is to come."""
+        self._conn.settle()
+        return super().execute(query, *args, **options)
+
 
 class GuardedAsyncServerCursor(_Declared, psycopg.AsyncServerCursor[Any]):
     """A cursor on the server, of an event loop's connection."""
 
+    _conn: GuardedAsyncConnection
 
-def _leave_pipeline(pgconn: pq.abc.PGconn) -> None:
-    if pgconn.status == pq.ConnStatus.OK:
-        try:
-            pgconn.exit_pipeline_mode()
-        except psycopg.OperationalError:
-            # Interrupted with results still to come: nobody could tell them from the next statement's.
-            pgconn.finish()
+    async def execute(self, query: Query, *args: Any, **options: Any) -> Self:
+        """As psycopg's, which declares nothing while an answer is to come."""
+        await self._conn.perform(self._conn._settle_gen())
+        return await super().execute(query, *args, **options)

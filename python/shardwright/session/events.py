@@ -88,7 +88,7 @@ class Waited:
 class Replayed:
     """`Cluster.run` runs its function again from the start."""
 
-    #: "moved", or the SQLSTATE
+    #: "moved", "outdated" (what was prepared is of no use any more), or the SQLSTATE
     reason: str
 
 

@@ -9,6 +9,7 @@ from shardwright.session.wire import Guarded, happened_at_entry, is_commit_lost
 
 _MOVED, _FENCED, _IMPORTING, _REFUSED = "SH001", "SH002", "SH003", "SH004"
 _STANDBY, _SERIALIZATION = "25006", "40001"
+_NOT_SUPPORTED, _NO_SUCH_STATEMENT = "0A000", "26000"
 
 #: What a replay of the whole transaction heals.
 REPLAYABLE = frozenset({"40001", "40P01"})
@@ -52,6 +53,17 @@ class ConnectionLost(errors.ShardUnavailable):
         return lost
 
 
+class PlanOutdated(ConnectionLost):
+    """What a connection had prepared is of no use any more; the transaction is to be run again on another one."""
+
+    def __init__(self, shard: str, said: str) -> None:
+        super().__init__(
+            f"what a connection to shard {shard} had prepared is of no use any more: {said}",
+            fix="run the transaction again",
+            shard=shard,
+        )
+
+
 def sqlstate_of(error: BaseException) -> str | None:
     """The SQLSTATE of a driver's error or of SQLAlchemy's around it, or None.
 
@@ -63,6 +75,21 @@ def sqlstate_of(error: BaseException) -> str | None:
         if isinstance(state, str):
             return state
     return None
+
+
+def is_outdated(error: BaseException) -> bool:
+    """Whether a prepared statement gives other columns than it did, or has gone. A new connection knows of neither.
+
+    Args:
+        error: a driver's.
+    """
+    state = sqlstate_of(error)
+    if state == _NO_SUCH_STATEMENT:
+        return True
+    return (
+        state == _NOT_SUPPORTED
+        and _field(error, "source_function", "server_source_function") == "RevalidateCachedQuery"
+    )
 
 
 def said_by(error: BaseException) -> str:
@@ -114,6 +141,10 @@ def translate(shard: str, error: BaseException, connection: Guarded | None) -> e
         return errors.ShardMoved(f"shard {shard}: {said}", fix="run the transaction again", shard=shard)
     if state == _REFUSED:
         return errors.WriteRefused(said, fix=_field(error, "message_hint", "hint") or "", shard=shard)
+    if is_outdated(error):
+        outdated = PlanOutdated(shard, said)
+        outdated.had_run = connection is not None and connection.has_run
+        return outdated
     if connection is not None and connection.is_lost:
         lost = ConnectionLost(
             f"the connection to shard {shard} was lost: {said}", fix="run the transaction again", shard=shard

@@ -88,7 +88,8 @@ def begin(
     Args:
         connection: the connection.
         ranges: ids of the ranges to enter.
-        ahead: let BEGIN and the check travel with the first statement, which then may fail by them.
+        ahead: send BEGIN and the check, and let the first statement, which then may fail by them, or `hold` wait for
+            the answer.
         whole: enter the whole shard too, for a scatter.
         writes: a write follows for sure.
 
@@ -97,7 +98,7 @@ def begin(
         ConnectionLost: the connection was dead.
         BadOption: the transaction could not hold what the check locks.
     """
-    try:
+    with _beginning(connection):
         driver = driver_of(connection)
         if driver.is_standby:
             # PostgreSQL has said so by itself. Without the check, a demoted primary would be read for ever.
@@ -112,9 +113,33 @@ def begin(
         connection.begin()
         if whole:
             driver.enter_all()
-        elif not ahead:
+        elif ahead:
+            driver.send_ahead(writes=writes)
+        else:
             driver.begin(writes=writes)
+
+
+def hold(connection: Connection, *, writes: bool = False) -> None:
+    """Wait until a transaction that was begun ahead holds its ranges. Closes the connection when that fails.
+
+    Args:
+        connection: the connection.
+        writes: a write follows for sure.
+
+    Raises:
+        EntryRefused, ConnectionLost: as `begin`.
+    """
+    with _beginning(connection):
+        driver_of(connection).begin(writes=writes)
+
+
+@contextmanager
+def _beginning(connection: Connection) -> Iterator[None]:
+    """While a transaction begins: errors are raised as ours where they amount to that, and the connection is closed."""
+    try:
+        yield
     except driver_errors(connection) as error:
+        driver = driver_of(connection)
         ours = translate(shard_of(connection.engine), error, driver)
         if isinstance(ours, ConnectionLost):
             connection.invalidate(error)

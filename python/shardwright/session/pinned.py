@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -48,6 +48,8 @@ class Pinned:
         #: the range that the transaction holds, or that the next one will ask for
         self._held: Range | None = None
         self._engine = opening.SessionEngine(self._session.engine(self._route.shard), self._connect)
+        #: begun ahead for a flush, before SQLAlchemy has asked for it
+        self._early: Connection | None = None
 
     # ------------------------------------------------------------------ connections
 
@@ -76,13 +78,21 @@ class Pinned:
             self._follow_map()
             engine.follow(self._session.engine(self._route.shard))
             try:
-                connection = engine.checkout(self._options)
-                ranges = (self._route.range_id,) if self._strict else ()
-                opening.begin(connection, ranges, ahead=self._ahead, writes=self._writes)
+                if self._early is None:
+                    return self._begun(ahead=self._ahead, writes=self._writes)
+                connection, self._early = self._early, None
+                if not self._ahead:
+                    opening.hold(connection, writes=self._writes)
                 return connection
             except (EntryRefused, ConnectionLost) as refused:
                 patience = patience or self._session.patience()
                 patience.after(refused, self._route.map_version)
+
+    def _begun(self, *, ahead: bool, writes: bool) -> Connection:
+        connection = self._engine.checkout(self._options)
+        ranges = (self._route.range_id,) if self._strict else ()
+        opening.begin(connection, ranges, ahead=ahead, writes=writes)
+        return connection
 
     def _follow_map(self) -> None:
         if self._map is not self._cluster.map:
@@ -187,12 +197,23 @@ class Pinned:
 
     @contextmanager
     def flushing(self) -> Iterator[None]:
-        """While objects are flushed: a refusal could not be undone there, so the transaction begins at once."""
+        """While objects are flushed: a refusal could not be undone there, so it is waited for before the first write.
+
+        Where rows come or go for sure, the server is asked already while SQLAlchemy finds out what to write.
+        """
         before, self._ahead = self._ahead, False
+        if (self._session._new or self._session._deleted) and not has_connection(self._session):
+            self._follow_map()
+            self._engine.follow(self._session.engine(self._route.shard))
+            with suppress(EntryRefused, ConnectionLost):
+                self._early = self._begun(ahead=True, writes=True)
         try:
             yield
         finally:
             self._ahead = before
+            if self._early is not None:
+                self._early.close()
+                self._early = None
 
     def connection_for(self, mapper: Mapper[Any] | None = None, instance: Any = None, **_: Any) -> Connection:
         """The connection on which an object is written, once its key was found to belong here."""
@@ -252,6 +273,16 @@ def check_mapping(found: Any, row: Mapping[str, Any], check: Callable[[str, Any]
             f"a row gives no {found.attribute}, so no shard can be chosen", fix=f"give every row {found.attribute}"
         )
     check(found.declaration.keyspace or "", row[found.attribute])
+
+
+def has_connection(session: Session) -> bool:
+    """Whether a session's transaction has a connection already.
+
+    Args:
+        session: the session.
+    """
+    transaction = session.get_transaction()
+    return transaction is not None and bool(transaction._connections)
 
 
 def forget_connections(session: Session, only: Connection | None = None) -> None:

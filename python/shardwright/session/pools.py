@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -34,12 +34,13 @@ Driver = Literal["psycopg", "psycopg_async", "asyncpg"]
 #: What an application calls those that are for event loops.
 AsyncDriver = Literal["psycopg", "asyncpg"]
 
-#: What a new connection is asked, before it may be used: which database is it, and on which timeline?
+#: What a new connection is asked, before it may be used: which database is it, on which timeline, and which process?
 WHO = """
 SELECT (SELECT system_identifier::text FROM pg_catalog.pg_control_system()),
        (SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()),
        CASE WHEN pg_catalog.pg_is_in_recovery() THEN ''
-            ELSE pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) END
+            ELSE pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) END,
+       pg_catalog.pg_backend_pid()
 """
 
 
@@ -52,7 +53,7 @@ class PoolOptions:
         pool_size: connections to each shard that are kept open.
         max_overflow: connections to each shard that may be opened beyond them.
         pool_idle: seconds after which a connection that nobody uses is closed; None keeps it.
-        prepare_threshold: psycopg's.
+        prepare_threshold: after how many executions a statement is prepared; never on connections through a pooler.
         connect_timeout: seconds to wait for a server to let us in, for each host.
         hang_timeout: seconds of silence after which a shard is asked whether it lives; None never asks.
         breaker: when a shard that does not answer is no longer called, and for how long.
@@ -64,7 +65,7 @@ class PoolOptions:
     pool_size: int = 5
     max_overflow: int = 10
     pool_idle: float | None = 300.0
-    prepare_threshold: int | None = None
+    prepare_threshold: int | None = 5
     connect_timeout: float = 3.0
     hang_timeout: float | None = 5.0
     breaker: BreakerOptions = field(default_factory=BreakerOptions)
@@ -169,12 +170,12 @@ class ShardEngines:
             found.append(PoolUsage(shard, driver, pool.checkedout(), pool.checkedin(), self.options.most))
         return found
 
-    def admit(self, shard: Shard, answer: tuple[str, int, str]) -> int:
+    def admit(self, shard: Shard, answer: Sequence[Any]) -> int:
         """Let a new connection in, if it leads to the primary of the database that the catalog knows.
 
         Args:
             shard: where it should lead to.
-            answer: what was answered to `WHO`.
+            answer: what was answered to `WHO`, up to the timeline.
 
         Returns:
             The server's timeline; 0 for a standby, which only a shard's own connection string can have asked for.
@@ -285,7 +286,11 @@ class ShardEngines:
             connection.watch = Deadline(self.options.connect_timeout)
             answer = connection.execute(WHO).fetchone()
             assert answer is not None
-            connection.timeline = self.admit(shard, answer)
+            *identity, process = answer
+            connection.timeline = self.admit(shard, identity)
+            if process != connection.pgconn.backend_pid:
+                # A pooler: its next transaction may be in another process.
+                connection.prepare_threshold = None
 
         return dialer.open(GuardedConnection, vet, self.options.prepare_threshold, **arguments)
 
@@ -318,7 +323,7 @@ class ShardEngines:
     def _for_loop(
         self, make: Callable[..., Engine], shard: Shard, dialer: engines.ShardDialer, health: Health
     ) -> Engine:
-        def admit(answer: tuple[str, int, str]) -> int:
+        def admit(answer: Sequence[Any]) -> int:
             return self.admit(shard, answer)
 
         return make(dialer, WHO, admit, health, self.options)

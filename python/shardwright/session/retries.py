@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from shardwright import errors
 from shardwright.session import events
-from shardwright.session.faults import REPLAYABLE, sqlstate_of
+from shardwright.session.faults import REPLAYABLE, PlanOutdated, sqlstate_of
 from shardwright.session.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -106,12 +106,20 @@ def replay(waiting: Waiting, once: Callable[[], T], deadline: float, attempts: i
         made += 1
         try:
             return once()
-        except (errors.ShardMoved, sa.exc.DBAPIError) as error:
-            may_heal = isinstance(error, errors.ShardMoved) or sqlstate_of(error) in REPLAYABLE
-            if not may_heal or backoff.is_over or made == attempts:
+        except (errors.ShardMoved, PlanOutdated, sa.exc.DBAPIError) as error:
+            reason = _reason(error)
+            if reason is None or backoff.is_over or made == attempts:
                 raise
             if events.hook is not None:
-                events.hook(
-                    events.Replayed("moved" if isinstance(error, errors.ShardMoved) else str(sqlstate_of(error)))
-                )
+                events.hook(events.Replayed(reason))
         waiting.pause(backoff.pause())
+
+
+def _reason(error: BaseException) -> str | None:
+    """Why a transaction is replayed, or None where that would not help."""
+    if isinstance(error, errors.ShardMoved):
+        return "moved"
+    if isinstance(error, PlanOutdated):
+        return "outdated"
+    state = sqlstate_of(error)
+    return state if state in REPLAYABLE else None

@@ -26,6 +26,8 @@ _WRITES_INSIDE = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE
 # Reads that others may wait for: those that lock rows, and whatever is called a lock.
 _LOCKS = re.compile(r"\bSHARE\b|lock", re.IGNORECASE)
 
+_ENTERS_ONE = re.compile(rb"SELECT shardwright\.enter\(\d+\)")
+
 #: Gives the transaction's number, assigning one.
 TAKE_XID = b"SELECT pg_catalog.pg_current_xact_id()::pg_catalog.text"
 #: Asks for the transaction's number; NULL while it has written nothing.
@@ -54,6 +56,15 @@ def enter_sql(ranges: Iterable[int]) -> bytes:
 @lru_cache(8192)
 def _enter_one(number: int) -> bytes:
     return f"SELECT shardwright.enter({number})".encode()
+
+
+def is_repeated(command: bytes) -> bool:
+    """Whether a command of ours comes again and again, so that it is worth being prepared.
+
+    Args:
+        command: what is sent to a shard.
+    """
+    return command in (TAKE_XID, ASK_XID) or _ENTERS_ONE.fullmatch(command) is not None
 
 
 class Kind(enum.Flag):
@@ -228,6 +239,18 @@ class Guarded:
             Exception: the driver's; `happened_at_entry` tells that it is the check's.
         """
         raise NotImplementedError
+
+    def send_ahead(self, *, writes: bool = False) -> None:
+        """Send what must go ahead of the first statement without waiting for the answer, where the driver can.
+
+        The server is busy with it while the statement is made. Whatever is done next on the connection takes the answer.
+
+        Args:
+            writes: as for `begin`.
+
+        Raises:
+            Exception: the driver's; `happened_at_entry` is true for it.
+        """
 
     def enter_all(self) -> None:
         """Hold off every switch on this shard until the transaction ends, and learn what it serves (`served`).

@@ -46,7 +46,24 @@ class GuardedAsyncpg(Guarded, asyncpg.Connection):  # type: ignore[misc]
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._to_be_whole = False
+        self._keeps_prepared = True
         self.new_transaction(())
+
+    def adapt(self, adapted: Any) -> None:
+        """Take note of SQLAlchemy's adapter.
+
+        Args:
+            adapted: the adapter.
+        """
+        self.adapted = adapted
+        if not self._keeps_prepared:
+            adapted._prepared_statement_cache = None
+
+    def keep_nothing_prepared(self) -> None:
+        """Prepare nothing under a name: a pooler's next transaction may be in another process."""
+        self._keeps_prepared = False
+        self._stmt_cache.set_max_size(0)
+        self._stmt_cache_enabled = False
 
     # ------------------------------------------------------------------ see `Guarded`
 

@@ -23,9 +23,9 @@ from shardwright.session.cursors import (
     GuardedAsyncServerCursor,
     GuardedCursor,
     GuardedServerCursor,
-    raise_for,
 )
-from shardwright.session.wire import ASK_XID, CANNOT_COMMIT, ENTER_ALL, TAKE_XID, Guarded, mark_commit_lost, mark_entry
+from shardwright.session.unanswered import Unanswered, raise_for
+from shardwright.session.wire import ASK_XID, CANNOT_COMMIT, ENTER_ALL, TAKE_XID, mark_commit_lost, mark_entry
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class Watch(Protocol):
         ...
 
 
-class PsycopgGuarded(Guarded, psycopg.BaseConnection[Any]):
+class PsycopgGuarded(Unanswered):
     """What both kinds of psycopg connections have in common."""
 
     #: told of answers and errors, and asked whether it is worth waiting on; None: nobody cares
@@ -96,49 +96,6 @@ class PsycopgGuarded(Guarded, psycopg.BaseConnection[Any]):
         except psycopg.Error as error:
             watch.judge(error)
             raise
-
-    def _perform(self, generator: PQGen[T]) -> T:
-        """Talk to the server until a generator has ended."""
-        raise NotImplementedError
-
-    # ------------------------------------------------------------------ ends that are not waited for
-
-    #: whether the answer to a ROLLBACK is still to come
-    _owed = False
-
-    def _let_go(self) -> bool:
-        """Send the ROLLBACK of a transaction that has only read; its answer is waited for by whoever comes next.
-
-        Returns:
-            Whether it was sent: not where others may wait for what it holds, or where its options are about to be reset.
-        """
-        if (
-            self.pgconn.transaction_status != _IN_TRANSACTION
-            or self.wrote
-            or self.locked
-            or self._pipeline
-            or self.isolation_level is not None
-            or self.read_only is not None
-            or self.deferrable is not None
-        ):
-            return False
-        self.pgconn.send_query(b"ROLLBACK")
-        self.pgconn.flush()
-        self._owed = True
-        return True
-
-    def settle(self) -> None:
-        """See `Guarded`."""
-        if self._owed:
-            self._perform(self._settle_gen())
-
-    def _settle_gen(self) -> PQGen[None]:
-        self._owed = False
-        results = yield from generators.execute(self.pgconn)
-        raise_for(self.pgconn, results)
-        # As psycopg after a ROLLBACK.
-        self._prepared.clear()
-        yield from self._prepared.maintain_gen(self)
 
     # ------------------------------------------------------------------ see `Guarded`
 
@@ -187,7 +144,7 @@ class PsycopgGuarded(Guarded, psycopg.BaseConnection[Any]):
     def needs_ahead(self) -> bool:
         """See `Guarded`; asked for each statement."""
         status = self.pgconn.transaction_status
-        return not self._autocommit and status != _FAILED and (bool(self._wanted) or status == _IDLE)
+        return not self._autocommit and status != _FAILED and bool(self._wanted or self._sent or status == _IDLE)
 
     def begin_sql(self, *, read_only: bool) -> bytes:
         """See `Guarded`."""
@@ -218,11 +175,13 @@ class PsycopgGuarded(Guarded, psycopg.BaseConnection[Any]):
 
     @property
     def _asks_xid(self) -> bool:
-        return self.xact_id is None and self.pgconn.transaction_status == _IN_TRANSACTION
+        return self.xact_id is None and (bool(self._sent) or self.pgconn.transaction_status == _IN_TRANSACTION)
 
     # ------------------------------------------------------------------ generators
 
     def _begin_gen(self, writes: bool) -> PQGen[None]:
+        if self._sent:
+            yield from self._settle_gen()
         commands = self.take_ahead()
         if not commands:
             return
@@ -235,7 +194,7 @@ class PsycopgGuarded(Guarded, psycopg.BaseConnection[Any]):
             self.note_xid(results[-1:])
 
     def _start_query(self) -> PQGen[None]:
-        if self._owed:
+        if self._owed or self._sent:
             yield from self._settle_gen()
         commands = self.take_ahead()
         if not commands:
@@ -250,7 +209,7 @@ class PsycopgGuarded(Guarded, psycopg.BaseConnection[Any]):
     def _exec_all(self, commands: Sequence[bytes]) -> PQGen[list[pq.abc.PGresult]]:
         """Send commands as one message of the simple protocol; they are all ours, so an error is the check's."""
         try:
-            if self._owed:
+            if self._owed or self._sent:
                 yield from self._settle_gen()
             self._check_connection_ok()
             self.pgconn.send_query(b"; ".join(commands))
@@ -268,6 +227,10 @@ class PsycopgGuarded(Guarded, psycopg.BaseConnection[Any]):
         return [[(found.get_value(row, column) or b"").decode() for column in range(3)] for row in range(found.ntuples)]
 
     def _ask_xid_gen(self) -> PQGen[None]:
+        if self._sent:
+            yield from self._settle_gen()
+            if self.xact_id is not None:
+                return
         self._check_connection_ok()
         self.pgconn.send_query(ASK_XID)
         results = yield from generators.execute(self.pgconn)
@@ -275,6 +238,8 @@ class PsycopgGuarded(Guarded, psycopg.BaseConnection[Any]):
         self.note_xid(results)
 
     def _command_gen(self, text: str) -> PQGen[str]:
+        if self._owed or self._sent:
+            yield from self._settle_gen()
         self._check_connection_ok()
         self.pgconn.send_query(text.encode())
         results = yield from generators.execute(self.pgconn)
@@ -282,23 +247,13 @@ class PsycopgGuarded(Guarded, psycopg.BaseConnection[Any]):
         has_rows = results[0].status == pq.ExecStatus.TUPLES_OK
         return ((results[0].get_value(0, 0) if has_rows else results[0].command_status) or b"").decode()
 
-    def note_xid(self, results: Sequence[pq.abc.PGresult]) -> None:
-        """Take note of the transaction's number.
-
-        Args:
-            results: the answer to `ASK_XID` or `TAKE_XID`.
-        """
-        if results and results[0].status == pq.ExecStatus.TUPLES_OK:
-            told = results[0].get_value(0, 0)
-            self.xact_id = int(told) if told is not None else None
-
     def _commit_gen(self) -> PQGen[None]:
         """COMMIT; never sent a second time.
 
         Raises:
             psycopg.Error: `is_commit_lost` where the answer was lost.
         """
-        if self._owed:
+        if self._owed or self._sent:
             yield from self._settle_gen()
         if self.pgconn.transaction_status == _FAILED:
             raise psycopg.errors.InFailedSqlTransaction(CANNOT_COMMIT)
