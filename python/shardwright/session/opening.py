@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, ExceptionContext
@@ -14,8 +15,68 @@ from shardwright import errors
 from shardwright.session.faults import ConnectionLost, EntryRefused, translate
 from shardwright.session.wire import Guarded
 
+T = TypeVar("T")
+
+_BEGIN = "BEGIN; SELECT shardwright.enter()"
+
 #: Execution options that must be set before BEGIN.
 TRANSACTION_OPTIONS = frozenset({"isolation_level", "postgresql_readonly", "postgresql_deferrable"})
+
+
+class ShardConnection(Connection):
+    """A connection whose transaction begins anew where the check refuses it before anything of the caller's has run.
+
+    For flushes, in which a refusal could not be undone. Elsewhere `restart` is unset: who sends a statement has looked
+    at its keys by a map, and looks again.
+    """
+
+    #: waits until it is worth trying again, and gives the ids of the ranges to enter then
+    restart: Callable[[errors.SessionError], Iterable[int]] | None = None
+
+    def execute(self, statement: Any, parameters: Any = None, **options: Any) -> Any:
+        """As SQLAlchemy's."""
+        if self.restart is None:
+            return super().execute(statement, parameters, **options)
+        return self._insist(partial(super().execute, statement, parameters, **options))
+
+    def hold(self) -> None:
+        """Wait until the ranges are held, where that is not known.
+
+        Raises:
+            SessionError, sqlalchemy.exc.DBAPIError: what the check met.
+        """
+        if self.restart is not None:
+            self._insist(self._hold)
+
+    def _hold(self) -> None:
+        with speaking_to(self, _BEGIN):
+            driver_of(self).begin()
+
+    def _insist(self, call: Callable[[], T]) -> T:
+        ranges: Iterable[int] | None = None
+        while True:
+            try:
+                if ranges is not None:
+                    self._begin_anew(ranges)
+                result = call()
+                self.restart = None
+                return result
+            except (EntryRefused, ConnectionLost) as refused:
+                if self.restart is None or refused.had_run:
+                    raise
+                ranges = self.restart(refused)
+
+    def _begin_anew(self, ranges: Iterable[int]) -> None:
+        """Go on with another of the pool's connections.
+
+        SQLAlchemy has no public way: its own transaction, and the session's, are to stay.
+        """
+        old, self._dbapi_connection = self._dbapi_connection, None
+        if old is not None:
+            old.close()
+        self._dbapi_connection = self.engine.raw_connection()
+        with speaking_to(self, _BEGIN):
+            _fresh(self, ranges).send_ahead()
 
 
 class SessionEngine(Engine):
@@ -29,6 +90,8 @@ class SessionEngine(Engine):
         parent: the shard's engine.
         connect: gives a connection whose transaction has begun.
     """
+
+    _connection_cls = ShardConnection
 
     def __init__(self, parent: Engine, connect: Callable[[SessionEngine], Connection]) -> None:
         self.follow(parent)
@@ -48,15 +111,16 @@ class SessionEngine(Engine):
         """A connection that the session has begun a transaction on."""
         return self._session_connect(self)
 
-    def checkout(self, options: Mapping[str, Any]) -> Connection:
+    def checkout(self, options: Mapping[str, Any]) -> ShardConnection:
         """A connection from the shard's pool, before BEGIN.
 
         Args:
             options: execution options for it.
         """
         connection = super().connect()
+        assert isinstance(connection, ShardConnection)
         if options:
-            connection = connection.execution_options(**options)
+            connection.execution_options(**options)
         return connection
 
 
@@ -88,8 +152,7 @@ def begin(
     Args:
         connection: the connection.
         ranges: ids of the ranges to enter.
-        ahead: send BEGIN and the check, and let the first statement, which then may fail by them, or `hold` wait for
-            the answer.
+        ahead: let the first statement, which then may fail by them, wait for the answer to BEGIN and the check.
         whole: enter the whole shard too, for a scatter.
         writes: a write follows for sure.
 
@@ -99,12 +162,7 @@ def begin(
         BadOption: the transaction could not hold what the check locks.
     """
     with _beginning(connection):
-        driver = driver_of(connection)
-        if driver.is_standby:
-            # PostgreSQL has said so by itself. Without the check, a demoted primary would be read for ever.
-            connection.invalidate()
-            raise ConnectionLost.standby(shard_of(connection.engine))
-        driver.new_transaction(ranges)
+        driver = _fresh(connection, ranges)
         if driver.is_autocommit and (ranges or whole):
             raise errors.BadOption(
                 "AUTOCOMMIT gives up the ownership check with each statement",
@@ -114,23 +172,20 @@ def begin(
         if whole:
             driver.enter_all()
         elif ahead:
-            driver.send_ahead(writes=writes)
+            driver.send_ahead()
         else:
             driver.begin(writes=writes)
 
 
-def hold(connection: Connection, *, writes: bool = False) -> None:
-    """Wait until a transaction that was begun ahead holds its ranges. Closes the connection when that fails.
-
-    Args:
-        connection: the connection.
-        writes: a write follows for sure.
-
-    Raises:
-        EntryRefused, ConnectionLost: as `begin`.
-    """
-    with _beginning(connection):
-        driver_of(connection).begin(writes=writes)
+def _fresh(connection: Connection, ranges: Iterable[int]) -> Guarded:
+    """The driver's connection, for a transaction that enters ranges."""
+    driver = driver_of(connection)
+    if driver.is_standby:
+        # PostgreSQL has said so by itself. Without the check, a demoted primary would be read for ever.
+        connection.invalidate()
+        raise ConnectionLost.standby(shard_of(connection.engine))
+    driver.new_transaction(ranges)
+    return driver
 
 
 @contextmanager
@@ -139,14 +194,9 @@ def _beginning(connection: Connection) -> Iterator[None]:
     try:
         yield
     except driver_errors(connection) as error:
-        driver = driver_of(connection)
-        ours = translate(shard_of(connection.engine), error, driver)
-        if isinstance(ours, ConnectionLost):
-            connection.invalidate(error)
+        meant = _meant(connection, error, _BEGIN)
         connection.close()
-        if ours is None:
-            raise as_sqlalchemy(connection, error, "BEGIN; SELECT shardwright.enter()") from error
-        raise ours from error
+        raise meant from error
     except BaseException as error:
         if not isinstance(error, Exception):
             # A task that was cancelled: nobody knows what is still to come on this connection.
@@ -156,23 +206,28 @@ def _beginning(connection: Connection) -> Iterator[None]:
 
 
 @contextmanager
-def speaking_to(connection: Connection) -> Iterator[None]:
+def speaking_to(connection: Connection, command: str = "COMMIT") -> Iterator[None]:
     """While a command of ours is sent in an open transaction: a driver's error is raised as SQLAlchemy would, or as ours.
 
     Args:
         connection: on which connection.
+        command: what is sent.
 
     Raises:
         SessionError, sqlalchemy.exc.DBAPIError: what the driver raised amounts to that.
     """
-    driver, shard = driver_of(connection), shard_of(connection.engine)
     try:
         yield
     except driver_errors(connection) as error:
-        ours = translate(shard, error, driver)
-        if isinstance(ours, ConnectionLost):
-            connection.invalidate(error)
-        raise ours or as_sqlalchemy(connection, error, "COMMIT") from error
+        raise _meant(connection, error, command) from error
+
+
+def _meant(connection: Connection, error: Exception, command: str) -> BaseException:
+    """What a driver's error amounts to; the connection is invalidated where it is lost."""
+    ours = translate(shard_of(connection.engine), error, driver_of(connection))
+    if isinstance(ours, ConnectionLost):
+        connection.invalidate(error)
+    return ours or as_sqlalchemy(connection, error, command)
 
 
 def driver_errors(connection: Connection | Engine) -> tuple[type[Exception], ...]:

@@ -19,6 +19,7 @@ from shardwright.session.faults import ConnectionLost, EntryRefused
 from shardwright.session.instances import unknown_table
 
 if TYPE_CHECKING:
+    from shardwright.session.retries import Patience
     from shardwright.session.session import ShardSession
 
 Call = Callable[..., Any]
@@ -48,8 +49,10 @@ class Pinned:
         #: the range that the transaction holds, or that the next one will ask for
         self._held: Range | None = None
         self._engine = opening.SessionEngine(self._session.engine(self._route.shard), self._connect)
-        #: begun ahead for a flush, before SQLAlchemy has asked for it
-        self._early: Connection | None = None
+        #: for a flush: begun before SQLAlchemy has asked for it; and in use before it is known whether the check holds
+        self._early: opening.ShardConnection | None = None
+        self._unsure: opening.ShardConnection | None = None
+        self._patience: Patience | None = None
 
     # ------------------------------------------------------------------ connections
 
@@ -73,26 +76,50 @@ class Pinned:
 
     def _connect(self, engine: opening.SessionEngine) -> Connection:
         """Begin on the shard that serves the key, wherever that is by now."""
+        early = self._take_early()
+        restarts = self._writes and self._may_restart
         patience = None
         while True:
             self._follow_map()
             engine.follow(self._session.engine(self._route.shard))
             try:
-                if self._early is None:
-                    return self._begun(ahead=self._ahead, writes=self._writes)
-                connection, self._early = self._early, None
-                if not self._ahead:
-                    opening.hold(connection, writes=self._writes)
+                connection = early or self._begun(ahead=self._ahead or restarts)
+                if restarts:
+                    self._unsure, connection.restart = connection, self._restart
                 return connection
             except (EntryRefused, ConnectionLost) as refused:
                 patience = patience or self._session.patience()
                 patience.after(refused, self._route.map_version)
 
-    def _begun(self, *, ahead: bool, writes: bool) -> Connection:
+    def _begun(self, *, ahead: bool) -> opening.ShardConnection:
         connection = self._engine.checkout(self._options)
-        ranges = (self._route.range_id,) if self._strict else ()
-        opening.begin(connection, ranges, ahead=ahead, writes=writes)
+        opening.begin(connection, self._ranges, ahead=ahead, writes=self._writes)
         return connection
+
+    @property
+    def _ranges(self) -> tuple[int, ...]:
+        return (self._route.range_id,) if self._strict else ()
+
+    def _take_early(self) -> opening.ShardConnection | None:
+        """What was begun for a flush, unless it is asked for something that must know at once whether the check holds."""
+        early, self._early = self._early, None
+        if early is not None and not self._writes and not self._ahead:
+            early.close()
+            return None
+        return early
+
+    @property
+    def _may_restart(self) -> bool:
+        """Whether a flush's transaction could go on with another connection: one like any other."""
+        return not opening.TRANSACTION_OPTIONS & self._options.keys()
+
+    def _restart(self, refused: errors.SessionError) -> Iterable[int]:
+        """A flush's first write was refused before anything had run: what to enter instead."""
+        self._patience = self._patience or self._session.patience()
+        self._patience.after(refused, self._route.map_version)
+        self._follow_map()
+        self._engine.follow(self._session.engine(self._route.shard))
+        return self._ranges
 
     def _follow_map(self) -> None:
         if self._map is not self._cluster.map:
@@ -179,7 +206,9 @@ class Pinned:
         if keyspace == self._keyspace:
             if self._strict and not self._explaining:
                 # What is held counts and not the newest map: begin, so that it cannot change between here and there.
-                self._session.connection()
+                connection = self._session.connection()
+                if connection is self._unsure:
+                    self._unsure.hold()
             if self._held is None:
                 self._held = self._map.route_point(keyspace, self._route.point)
             if self._map.route(keyspace, key).point in self._held.points():
@@ -197,23 +226,27 @@ class Pinned:
 
     @contextmanager
     def flushing(self) -> Iterator[None]:
-        """While objects are flushed: a refusal could not be undone there, so it is waited for before the first write.
+        """While objects are flushed: a refusal could not be undone there, so the first write begins anew by itself.
 
         Where rows come or go for sure, the server is asked already while SQLAlchemy finds out what to write.
         """
         before, self._ahead = self._ahead, False
-        if (self._session._new or self._session._deleted) and not has_connection(self._session):
-            self._follow_map()
-            self._engine.follow(self._session.engine(self._route.shard))
-            with suppress(EntryRefused, ConnectionLost):
-                self._early = self._begun(ahead=True, writes=True)
+        session = self._session
         try:
+            if (session._new or session._deleted) and self._may_restart and not has_connection(session):
+                self._follow_map()
+                self._engine.follow(session.engine(self._route.shard))
+                with suppress(EntryRefused, ConnectionLost):
+                    self._early = self._begun(ahead=True)
             yield
         finally:
-            self._ahead = before
+            self._ahead, self._patience = before, None
             if self._early is not None:
                 self._early.close()
                 self._early = None
+            if self._unsure is not None:
+                self._unsure.restart = None
+                self._unsure = None
 
     def connection_for(self, mapper: Mapper[Any] | None = None, instance: Any = None, **_: Any) -> Connection:
         """The connection on which an object is written, once its key was found to belong here."""
@@ -251,8 +284,11 @@ class Pinned:
                 check_mapping(self._cluster.mapped_key(mapper), row, self._check_key)
             else:
                 self._check_instance(mapper, row)
-        with self.flushing():
+        before, self._ahead = self._ahead, False
+        try:
             yield
+        finally:
+            self._ahead = before
 
 
 def check_mapping(found: Any, row: Mapping[str, Any], check: Callable[[str, Any], None]) -> None:

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, TypeVar
 import psycopg
 from psycopg import generators, pq
 from psycopg.abc import PQGen
+from psycopg.waiting import Wait
 
-from shardwright.session.wire import TAKE_XID, Guarded, is_repeated, mark_entry
+from shardwright.session.wire import Guarded, is_repeated, mark_entry
 
 T = TypeVar("T")
 
@@ -38,8 +39,6 @@ class Unanswered(Guarded, psycopg.BaseConnection[Any]):
     _owed = False
     #: what went ahead of a statement that is still to come: a pipeline is open meanwhile
     _sent: tuple[_Sent, ...] = ()
-    #: whether the server was told to answer that, since somebody waits before the statement
-    _asked = False
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -53,8 +52,16 @@ class Unanswered(Guarded, psycopg.BaseConnection[Any]):
 
     def settle(self) -> None:
         """See `Guarded`."""
-        if self._owed or self._sent:
-            self._perform(self._settle_gen())
+        if not self._owed and not self._sent:
+            return
+        # Most often the answer is there by now: nothing has to be waited for then.
+        self.pgconn.consume_input()
+        generator = self._settle_gen()
+        try:
+            wanted = next(generator)
+        except StopIteration:
+            return
+        self._perform(_resumed(generator, wanted))
 
     def _settle_gen(self) -> PQGen[None]:
         if self._owed:
@@ -63,11 +70,10 @@ class Unanswered(Guarded, psycopg.BaseConnection[Any]):
             raise_for(self.pgconn, results)
         if self._sent:
             try:
-                if not self._asked:
-                    self.pgconn.pipeline_sync()
-                    self._asked = True
-                    yield from generators.send(self.pgconn)
+                self.pgconn.pipeline_sync()
+                yield from generators.send(self.pgconn)
                 refused = yield from self._answers_gen()
+                yield from generators.fetch_many(self.pgconn)
             except psycopg.Error as error:
                 mark_entry(error)
                 raise
@@ -78,26 +84,20 @@ class Unanswered(Guarded, psycopg.BaseConnection[Any]):
 
     # ------------------------------------------------------------------ the beginning
 
-    def send_ahead(self, *, writes: bool = False) -> None:
+    def send_ahead(self) -> None:
         """See `Guarded`."""
         commands = self.take_ahead()
         if not commands:
             return
-        if writes and not self.is_read_only:
-            self.wrote = True
-            commands.append(TAKE_XID)
         try:
             self.settle()
             self._check_connection_ok()
             self.pgconn.enter_pipeline_mode()
             self._send_each(commands)
-            if writes:
-                self.pgconn.pipeline_sync()
             self.pgconn.flush()
         except psycopg.Error as error:
             mark_entry(error)
             raise
-        self._asked = writes
 
     def _send_each(self, commands: Sequence[bytes]) -> None:
         """Send commands within a pipeline."""
@@ -130,15 +130,10 @@ class Unanswered(Guarded, psycopg.BaseConnection[Any]):
                     raise_for(self.pgconn, results)
                     if name:
                         self._named[command] = name
-                    elif command is TAKE_XID:
-                        self.note_xid(results)
             except psycopg.Error as error:
                 if self.pgconn.status != pq.ConnStatus.OK:
                     raise found or error from None
                 found = error
-        if self._asked:
-            self._asked = False
-            yield from generators.fetch_many(self.pgconn)
         if found is not None:
             mark_entry(found)
         return found
@@ -197,6 +192,21 @@ class Unanswered(Guarded, psycopg.BaseConnection[Any]):
             yield from super()._rollback_gen()
         else:
             yield from self._exec_command(b"ROLLBACK")
+
+
+def _resumed(generator: PQGen[T], wanted: Wait) -> PQGen[T]:
+    """A generator that has been begun, from its beginning as seen by whoever performs it.
+
+    Args:
+        generator: the generator.
+        wanted: what it has yielded.
+    """
+    try:
+        while True:
+            wanted = generator.send((yield wanted))
+    except StopIteration as stop:
+        found: T = stop.value
+        return found
 
 
 def raise_for(pgconn: pq.abc.PGconn, results: Sequence[pq.abc.PGresult]) -> None:

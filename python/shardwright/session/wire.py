@@ -240,13 +240,10 @@ class Guarded:
         """
         raise NotImplementedError
 
-    def send_ahead(self, *, writes: bool = False) -> None:
+    def send_ahead(self) -> None:
         """Send what must go ahead of the first statement without waiting for the answer, where the driver can.
 
         The server is busy with it while the statement is made. Whatever is done next on the connection takes the answer.
-
-        Args:
-            writes: as for `begin`.
 
         Raises:
             Exception: the driver's; `happened_at_entry` is true for it.

@@ -157,7 +157,9 @@ class PsycopgGuarded(Unanswered):
 
     def begin(self, *, writes: bool = False) -> None:
         """See `Guarded`."""
-        self._perform(self._begin_gen(writes))
+        self.settle()
+        if self.needs_ahead:
+            self._perform(self._begin_gen(writes))
 
     def enter_all(self) -> None:
         """See `Guarded`."""
