@@ -144,11 +144,31 @@ MUTANTS = (
         ("tests/integration/test_session_prepared.py", "-k", "pg18 and another_type"),
     ),
     Mutant(
-        "a check whose answer nobody reads",
-        "rows are written before it is known that they live here",
+        "keys believed before their range is held",
+        "a row is written by a map that the refusal has just made old",
+        "session/pinned.py",
+        (("                    self._unsure.hold()", "                    pass"),),
+        ("tests/integration/test_session_flush.py", "-k", "pg18 and other_keys"),
+    ),
+    Mutant(
+        "a flush that begins anew after it has written",
+        "its first rows are lost, and it is reported as done",
         "session/opening.py",
-        (("        driver_of(connection).begin(writes=writes)", "        pass"),),
-        ("tests/integration/test_session_pinned.py", "-k", "pg18 and sync"),
+        (
+            (
+                "                if self.restart is None or refused.had_run:\n",
+                "                if self.restart is None:\n",
+            ),
+            ("                self.restart = None\n", "                pass\n"),
+        ),
+        ("tests/integration/test_session_flush.py", "-k", "pg18 and after_the_first_write"),
+    ),
+    Mutant(
+        "a connection that was refused is kept",
+        "each moved range costs a place in the pool",
+        "session/opening.py",
+        (("            old.close()\n        self._dbapi", "            pass\n        self._dbapi"),),
+        ("tests/integration/test_session_flush.py", "-k", "pg18 and has_moved"),
     ),
     Mutant(
         "lost commits taken for failures",

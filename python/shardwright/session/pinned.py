@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm.attributes import instance_state
 
 from shardwright import errors
 from shardwright.routing.shard_map import Range
@@ -76,14 +77,13 @@ class Pinned:
 
     def _connect(self, engine: opening.SessionEngine) -> Connection:
         """Begin on the shard that serves the key, wherever that is by now."""
-        early = self._take_early()
         restarts = self._writes and self._may_restart
-        patience = None
+        patience, connection = None, self._take_early()
         while True:
-            self._follow_map()
-            engine.follow(self._session.engine(self._route.shard))
             try:
-                connection = early or self._begun(ahead=self._ahead or restarts)
+                if connection is None:
+                    self._follow_map()
+                    connection = self._begun(ahead=self._ahead or restarts)
                 if restarts:
                     self._unsure, connection.restart = connection, self._restart
                 return connection
@@ -92,6 +92,7 @@ class Pinned:
                 patience.after(refused, self._route.map_version)
 
     def _begun(self, *, ahead: bool) -> opening.ShardConnection:
+        self._engine.follow(self._session.engine(self._route.shard))
         connection = self._engine.checkout(self._options)
         opening.begin(connection, self._ranges, ahead=ahead, writes=self._writes)
         return connection
@@ -235,7 +236,6 @@ class Pinned:
         try:
             if (session._new or session._deleted) and self._may_restart and not has_connection(session):
                 self._follow_map()
-                self._engine.follow(session.engine(self._route.shard))
                 with suppress(EntryRefused, ConnectionLost):
                     self._early = self._begun(ahead=True)
             yield
@@ -262,7 +262,7 @@ class Pinned:
     def _check_instance(self, mapper: Mapper[Any], instance: Any) -> None:
         found = self._cluster.mapped_key(mapper)
         if found.declaration.kind == "sharded":
-            self._check_key(found.declaration.keyspace or "", found.of(sa.inspect(instance)))
+            self._check_key(found.declaration.keyspace or "", found.of(instance_state(instance)))
         elif found.declaration.kind != "local" and found.declaration.home != self._route.shard:
             raise _away_from_home(found.table[1], found.declaration.home, self._route.shard)
 

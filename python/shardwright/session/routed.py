@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm.attributes import instance_state
 
 from shardwright import errors
 from shardwright.session import opening, spreading
@@ -266,7 +267,7 @@ class Routed:
         if mapper is None or instance is None:
             return Session.connection(self._session)
         found = self._cluster.mapped_key(mapper)
-        key = found.of(sa.inspect(instance)) if found.declaration.kind == "sharded" else None
+        key = found.of(instance_state(instance)) if found.declaration.kind == "sharded" else None
 
         def where() -> tuple[str, Iterable[int]]:
             if found.declaration.kind != "sharded":

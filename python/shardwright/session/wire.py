@@ -330,10 +330,12 @@ class Guarded:
         Args:
             whole: enter the whole shard too.
         """
-        commands = []
-        locks_rows = bool(self._wanted) or whole
         needs = self.needs_ahead
         begins = needs and not self.has_begun
+        if not begins and not self._wanted and not whole:
+            return []
+        commands = []
+        locks_rows = bool(self._wanted) or whole
         # A READ ONLY transaction locks no rows: it becomes read-only behind the check.
         later = begins and locks_rows and self.is_narrowed_later
         if begins:
