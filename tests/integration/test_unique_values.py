@@ -134,10 +134,6 @@ def test_many_want_few_addresses(people: People, seed: int) -> None:
     def act(key: int, email: str | None, delete: bool) -> None:
         with sessions_of(cluster)() as session:
             try:
-                # In place of a deadlock that no server could see.
-                session.execute(
-                    sa.text("SET LOCAL lock_timeout = '300ms'"), bind_arguments={"key": key, "keyspace": "users"}
-                )
                 person = session.get(Person, key)
                 if person is None:
                     session.add(Person(id=key, email=email))

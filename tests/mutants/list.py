@@ -579,6 +579,13 @@ MUTANTS = (
         ("tests/unit/test_health.py",),
     ),
     Mutant(
+        "deadlocks over shards are final",
+        "one of two transactions that wait for each other fails",
+        "session/retries.py",
+        (("(across and state == LOCK_TIMEOUT)", "False"),),
+        ("tests/integration/test_deadlocks_over_shards.py", "-k", "both_get_through"),
+    ),
+    Mutant(
         "a circle of pools unseen",
         "transactions on several shards wait for each other for ever",
         "session/crossings.py",

@@ -105,7 +105,7 @@ class AsyncCluster:
         self,
         work: Callable[[AsyncShardSession], Awaitable[T]],
         *,
-        deadline: float = 5.0,
+        deadline: float = 10.0,
         attempts: int | None = None,
         driver: AsyncDriver = "psycopg",
         sessions: AsyncSessions | None = None,
@@ -138,7 +138,10 @@ class AsyncCluster:
             async with factory(**options) as session, session.begin():
                 return await work(session)
 
-        return await greenlet_spawn(retries.replay, self.waiting_in_loop, in_greenlet(once), deadline, attempts)
+        across = bool(options.get("cross_shard"))
+        return await greenlet_spawn(
+            retries.replay, self.waiting_in_loop, in_greenlet(once), deadline, attempts, across=across
+        )
 
     def async_loader(
         self, entity: type[T], *, window: float = 0.0, options: Sequence[Any] = (), driver: AsyncDriver = "psycopg"

@@ -221,12 +221,15 @@ class Cluster(AsyncCluster, PagedCluster):
         self,
         work: Callable[[ShardSession], T],
         *,
-        deadline: float = 5.0,
+        deadline: float = 10.0,
         attempts: int | None = None,
         sessions: Sessions | None = None,
         **session_options: Any,
     ) -> T:
         """As `run`, in a session without a key: for a transaction that reads or writes rows of several shards.
+
+        It is run again too when a lock was waited for too long (55P03: two may have waited for each other on two shards), and
+        when a pool's connections were (SW611).
 
         Args:
             work, deadline, attempts, sessions: as for `run`.
@@ -251,7 +254,7 @@ class Cluster(AsyncCluster, PagedCluster):
             with factory(**options) as session, session.begin():
                 return work(session)
 
-        return retries.replay(self.waiting, once, deadline, attempts)
+        return retries.replay(self.waiting, once, deadline, attempts, across=bool(options.get("cross_shard")))
 
     def loader(self, entity: type[T], *, window: float = 0.0, options: Sequence[Any] = ()) -> Loader[T]:
         """A loader, which makes one statement a shard of many gets by primary key.

@@ -13,6 +13,8 @@ _NOT_SUPPORTED, _NO_SUCH_STATEMENT = "0A000", "26000"
 
 #: What a replay of the whole transaction heals.
 REPLAYABLE = frozenset({"40001", "40P01"})
+#: A lock was waited for too long.
+LOCK_TIMEOUT = "55P03"
 
 
 class EntryRefused(errors.ShardMoved):

@@ -145,7 +145,13 @@ def driver_of(connection: Connection) -> Guarded:
 
 
 def begin(
-    connection: Connection, ranges: Iterable[int], *, ahead: bool, whole: bool = False, writes: bool = False
+    connection: Connection,
+    ranges: Iterable[int],
+    *,
+    ahead: bool,
+    whole: bool = False,
+    writes: bool = False,
+    lock_timeout: float | None = None,
 ) -> None:
     """Begin a transaction on a connection that was just checked out. Closes it when that fails.
 
@@ -155,6 +161,7 @@ def begin(
         ahead: let the first statement, which then may fail by them, wait for the answer to BEGIN and the check.
         whole: enter the whole shard too, for a scatter.
         writes: a write follows for sure.
+        lock_timeout: seconds for which it waits for a lock, unless the role or the database says so itself.
 
     Raises:
         EntryRefused: the shard does not serve them.
@@ -162,7 +169,7 @@ def begin(
         BadOption: the transaction could not hold what the check locks.
     """
     with _beginning(connection):
-        driver = _fresh(connection, ranges)
+        driver = _fresh(connection, ranges, lock_timeout)
         if driver.is_autocommit and (ranges or whole):
             raise errors.BadOption(
                 "AUTOCOMMIT gives up the ownership check with each statement",
@@ -177,14 +184,14 @@ def begin(
             driver.begin(writes=writes)
 
 
-def _fresh(connection: Connection, ranges: Iterable[int]) -> Guarded:
+def _fresh(connection: Connection, ranges: Iterable[int], lock_timeout: float | None = None) -> Guarded:
     """The driver's connection, for a transaction that enters ranges."""
     driver = driver_of(connection)
     if driver.is_standby:
         # PostgreSQL has said so by itself. Without the check, a demoted primary would be read for ever.
         connection.invalidate()
         raise ConnectionLost.standby(shard_of(connection.engine))
-    driver.new_transaction(ranges)
+    driver.new_transaction(ranges, lock_timeout)
     return driver
 
 

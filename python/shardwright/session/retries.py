@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from shardwright import errors
 from shardwright.session import events
-from shardwright.session.faults import REPLAYABLE, PlanOutdated, sqlstate_of
+from shardwright.session.faults import LOCK_TIMEOUT, REPLAYABLE, PlanOutdated, sqlstate_of
 from shardwright.session.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -89,7 +89,9 @@ class Patience:
             events.hook(events.Waited(time.perf_counter() - began))
 
 
-def replay(waiting: Waiting, once: Callable[[], T], deadline: float, attempts: int | None) -> T:
+def replay(
+    waiting: Waiting, once: Callable[[], T], deadline: float, attempts: int | None, *, across: bool = False
+) -> T:
     """Call until it succeeds or fails for good.
 
     Args:
@@ -97,6 +99,7 @@ def replay(waiting: Waiting, once: Callable[[], T], deadline: float, attempts: i
         once: one attempt, a whole transaction.
         deadline: seconds within which a new attempt may start.
         attempts: how many at most; None: any number.
+        across: it goes to several shards: deadlocks show themselves by waits that are too long.
 
     Returns:
         What the attempt that succeeded returned.
@@ -106,8 +109,8 @@ def replay(waiting: Waiting, once: Callable[[], T], deadline: float, attempts: i
         made += 1
         try:
             return once()
-        except (errors.ShardMoved, PlanOutdated, sa.exc.DBAPIError) as error:
-            reason = _reason(error)
+        except (errors.ShardMoved, errors.PoolDeadlock, PlanOutdated, sa.exc.DBAPIError) as error:
+            reason = _reason(error, across)
             if reason is None or backoff.is_over or made == attempts:
                 raise
             if events.hook is not None:
@@ -115,11 +118,13 @@ def replay(waiting: Waiting, once: Callable[[], T], deadline: float, attempts: i
         waiting.pause(backoff.pause())
 
 
-def _reason(error: BaseException) -> str | None:
+def _reason(error: BaseException, across: bool) -> str | None:
     """Why a transaction is replayed, or None where that would not help."""
     if isinstance(error, errors.ShardMoved):
         return "moved"
     if isinstance(error, PlanOutdated):
         return "outdated"
+    if isinstance(error, errors.PoolDeadlock):
+        return error.kind
     state = sqlstate_of(error)
-    return state if state in REPLAYABLE else None
+    return state if state in REPLAYABLE or (across and state == LOCK_TIMEOUT) else None

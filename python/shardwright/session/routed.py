@@ -53,15 +53,22 @@ class Routed:
         strict: check each range's ownership before it is used.
         options: execution options of its transactions.
         two_phase: let a transaction write on several shards.
+        lock_timeout: seconds for which such a one waits for a lock.
     """
 
     def __init__(
-        self, session: ShardSession, strict: bool, options: dict[str, Any], *, two_phase: bool = False
+        self,
+        session: ShardSession,
+        strict: bool,
+        options: dict[str, Any],
+        *,
+        two_phase: bool = False,
+        lock_timeout: float | None = None,
     ) -> None:
         self._session = session
         self._cluster = session.cluster
         self._strict = strict
-        self._shards = ShardTransactions(session, strict, options, two_phase)
+        self._shards = ShardTransactions(session, strict, options, two_phase, lock_timeout)
         self._gatherer = Gatherer(session, self._shards, strict)
         #: where the statement that is being executed was sent, and whether it may write
         self._current: opening.SessionEngine | Scatter | None = None

@@ -50,6 +50,9 @@ class ShardSession(Session):
         read_only: whether its transactions are READ ONLY.
         cross_shard: "two_phase" lets a session without a key write on several shards in one transaction, which is then
             decided in the catalog; refused unless set.
+        lock_timeout: seconds for which a transaction that may write on several shards waits for a lock, a little more or
+            less: PostgreSQL sees no deadlock over shards. None waits for as long as it takes. A `lock_timeout` that the
+            role, the database or the server has comes first.
         driver: how shards are spoken to; another one than psycopg is an `AsyncShardSession`'s.
         options: arguments of `sqlalchemy.orm.Session`.
 
@@ -71,6 +74,7 @@ class ShardSession(Session):
         isolation_level: str | None = None,
         read_only: bool | None = None,
         cross_shard: str | None = None,
+        lock_timeout: float | None = 3.0,
         partial: str | None = None,
         driver: Driver = "psycopg",
         **options: Any,
@@ -87,6 +91,8 @@ class ShardSession(Session):
             raise errors.BadOption(
                 f"cross_shard={cross_shard!r} has no meaning", fix='give "two_phase", or leave it out'
             )
+        if lock_timeout is not None and not lock_timeout >= 0.001:
+            raise errors.BadOption(f"lock_timeout={lock_timeout!r} has no meaning", fix="give seconds, or None")
         # BEGIN travels with the check: SQLAlchemy is handed connections that have begun, and ends what it did not begin.
         options["join_transaction_mode"] = "control_fully"
         begins_with = _take_transaction_options(options)
@@ -110,7 +116,7 @@ class ShardSession(Session):
         if key is _NO_KEY:
             if keyspace is not None or model is not None:
                 raise errors.BadOption("a keyspace was given without a key", fix="give key= too, or neither")
-            self._way = Routed(self, strict, begins_with, two_phase=cross_shard is not None)
+            self._way = Routed(self, strict, begins_with, two_phase=cross_shard is not None, lock_timeout=lock_timeout)
         else:
             if cross_shard is not None:
                 raise errors.BadOption("a session with a key stays on one shard", fix="leave key= or cross_shard= out")

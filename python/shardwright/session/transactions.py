@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -33,14 +34,23 @@ class ShardTransactions:
         strict: check each range's ownership before it is used.
         options: execution options of the transactions.
         two_phase: let several shards be written on, and make their COMMITs one.
+        lock_timeout: seconds for which those wait for a lock, more or less; None: for as long as it takes.
     """
 
-    def __init__(self, session: ShardSession, strict: bool, options: dict[str, Any], two_phase: bool) -> None:
+    def __init__(
+        self,
+        session: ShardSession,
+        strict: bool,
+        options: dict[str, Any],
+        two_phase: bool,
+        lock_timeout: float | None,
+    ) -> None:
         self._session = session
         self._cluster = session.cluster
         self._strict = strict
         #: several shards may be written on
         self.two_phase = two_phase
+        self._lock_timeout = lock_timeout if two_phase else None
         self._options = options
         #: BEGIN and the check may travel with the first statement
         self.ahead = False
@@ -240,11 +250,21 @@ class ShardTransactions:
         connection = self._ready.pop(shard, None)
         if connection is None:
             connection = self._take(engine)
-            opening.begin(connection, self._wanted.pop(shard, ()), ahead=self.ahead, writes=self.writes)
+            opening.begin(
+                connection,
+                self._wanted.pop(shard, ()),
+                ahead=self.ahead,
+                writes=self.writes,
+                lock_timeout=self._patience(),
+            )
         if self.two_phase:
             opening.driver_of(connection).before_commit = self._before_first_commit
         self._open[shard] = connection
         return connection
+
+    def _patience(self) -> float | None:
+        """Seconds for which a transaction waits for a lock: of two that wait for each other, one is to give up first."""
+        return None if self._lock_timeout is None else self._lock_timeout * random.uniform(0.7, 1.3)
 
     def _take(self, engine: opening.SessionEngine, made: Iterable[str] = ()) -> Connection:
         """A connection from a shard's pool, unless it would be waited for for ever.
@@ -262,7 +282,7 @@ class ShardTransactions:
 
         def enter() -> None:
             if new is not None:
-                opening.begin(new, ranges, ahead=False, whole=whole)
+                opening.begin(new, ranges, ahead=False, whole=whole, lock_timeout=self._patience())
                 return
             driver = self.driver(shard)
             try:

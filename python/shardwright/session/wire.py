@@ -58,6 +58,18 @@ def _enter_one(number: int) -> bytes:
     return f"SELECT shardwright.enter({number})".encode()
 
 
+def lock_timeout_sql(seconds: float) -> bytes:
+    """SQL that bounds the transaction's waits for locks, where nothing else does.
+
+    Args:
+        seconds: how long each may be.
+    """
+    return (
+        f"SELECT pg_catalog.set_config('lock_timeout', '{round(seconds * 1000)}', true) "
+        "WHERE pg_catalog.current_setting('lock_timeout') OPERATOR(pg_catalog.=) '0'"
+    ).encode()
+
+
 def is_repeated(command: bytes) -> bool:
     """Whether a command of ours comes again and again, so that it is worth being prepared.
 
@@ -156,11 +168,12 @@ class Guarded:
     #: the server's timeline when this connection was opened; 0 when it could not be asked
     timeline = 0
 
-    def new_transaction(self, ranges: Iterable[int]) -> None:
+    def new_transaction(self, ranges: Iterable[int], lock_timeout: float | None = None) -> None:
         """Say which ranges the next transaction enters. Called between transactions only.
 
         Args:
             ranges: ids of ranges; none for a transaction without a check.
+            lock_timeout: seconds for which it waits for a lock, unless the role or the database says so itself.
         """
         #: the transaction's number, once it wrote and the server told
         self.xact_id: int | None = None
@@ -183,6 +196,7 @@ class Guarded:
         self._entered: set[int] = set()
         self._outside_savepoints: set[int] | None = None
         self._wanted: set[int] = set(ranges)
+        self._lock_timeout = lock_timeout
 
     # ------------------------------------------------------------------ each driver's own
 
@@ -340,6 +354,8 @@ class Guarded:
         later = begins and locks_rows and self.is_narrowed_later
         if begins:
             commands.append(self.begin_sql(read_only=self.is_read_only and not later))
+            if self._lock_timeout is not None:
+                commands.append(lock_timeout_sql(self._lock_timeout))
         if needs and self._wanted:
             commands.append(enter_sql(self._wanted))
             self._entered |= self._wanted
