@@ -7,7 +7,7 @@ Fixtures:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,12 +64,19 @@ class People:
         return {email: int(key) for email, key in rows}
 
 
-@pytest.fixture
-def people(cluster_dsns: Callable[..., Dsns]) -> Iterator[People]:
+@contextmanager
+def ready_with_people(dsns: Dsns) -> Iterator[People]:
+    """A cluster of empty databases, made ready for people."""
     with ExitStack() as stack:
-        made = People(cluster_dsns(2), stack)
+        made = People(dsns, stack)
         make_ready(made.dsns.catalog, made.dsns.shards)
         with engines.connect_catalog(made.dsns.catalog, "test") as catalog:
             keyspaces.create_keyspace(catalog, "values", key_type="text")
             models.register(catalog, Base.metadata)
+        yield made
+
+
+@pytest.fixture
+def people(cluster_dsns: Callable[..., Dsns]) -> Iterator[People]:
+    with ready_with_people(cluster_dsns(2)) as made:
         yield made

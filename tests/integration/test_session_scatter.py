@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import datetime
 import random
+import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session, aliased, joinedload, selectinload, subqueryload
+from sqlalchemy.sql.functions import GenericFunction
 
 from fix_sessions import Base, Country, Order, Reading, Shop, User
 from shardwright import errors
@@ -309,3 +312,30 @@ def test_what_cannot_be_merged_is_refused(filled: tuple[Shop, sa.Engine]) -> Non
         else:
             pytest.fail(f"it is answered: {make()}")
         assert why in refused.message, str(make())
+
+
+class met(GenericFunction[str]):  # noqa: N801 - as in SQL
+    """lower(), whose compilation waits a little for another thread's."""
+
+    name = "lower"
+    inherit_cache = True
+    inside: ClassVar[set[int]] = set()
+    together = threading.Event()
+
+
+@compiles(met)
+def _compile_met(element: met, compiler: Any, **options: Any) -> str:
+    met.inside.add(threading.get_ident())
+    if len(met.inside) > 1:
+        met.together.set()
+    met.together.wait(0.2)
+    met.inside.discard(threading.get_ident())
+    return str(compiler.visit_function(element, **options))
+
+
+@pytest.mark.parametrize("options", [{}, {"stream_results": True}], ids=["all", "stream"])
+def test_a_statement_is_compiled_by_one_thread_at_a_time(shop: Shop, options: dict[str, Any]) -> None:
+    met.together.clear()
+    with shop.connect().sessionmaker()() as session:
+        session.execute(sa.select(met(User.name)), execution_options=options).all()
+    assert not met.together.is_set()

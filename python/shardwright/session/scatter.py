@@ -21,6 +21,7 @@ from shardwright.routing.merging import Finish, Merging, refusal
 from shardwright.routing.multirange import Multirange
 from shardwright.routing.statement import Plan
 from shardwright.session.commenting import ROUTE
+from shardwright.session.compiling import one_at_a_time
 from shardwright.session.finishing import finished, ranks
 from shardwright.session.merge import Merger, Ranks
 from shardwright.session.narrowing import OwnedRow
@@ -105,10 +106,12 @@ class Scatter:
             return self._stream(asked, params, options, offset, limit)
         options["stream_results"] = False
 
+        statements = self._for_each_shard(asked)
+
         def asking(shard: str, connection: Connection) -> Callable[[], _Answer | errors.ShardUnavailable]:
             def ask() -> _Answer | errors.ShardUnavailable:
                 try:
-                    result = connection.execute(self._narrowed(asked, shard), params, execution_options=options)
+                    result = connection.execute(statements[shard], params, execution_options=options)
                 except errors.ShardUnavailable as error:
                     if not self.may_miss:
                         raise
@@ -163,8 +166,10 @@ class Scatter:
         options = {**options, "stream_results": True, "max_row_buffer": size}
         self._default_by_code_point()
 
+        statements = self._for_each_shard(asked)
+
         def opening(shard: str, connection: Connection) -> Callable[[], CursorResult[Any]]:
-            return lambda: connection.execute(self._narrowed(asked, shard), params, execution_options=options)
+            return lambda: connection.execute(statements[shard], params, execution_options=options)
 
         opened = together(self._waiting, [opening(*item) for item in self._connections.items()])
         answers = list(zip(self._connections, opened, strict=True))
@@ -194,13 +199,19 @@ class Scatter:
         """As `Connection.scalar`."""
         return self.execute(statement, params, execution_options=execution_options).scalar()
 
+    def _for_each_shard(self, statement: Any) -> dict[str, Any]:
+        """What each shard is asked; made here, before threads share it."""
+        # A copy, since the caller may execute its own again.
+        shared = one_at_a_time(statement._generate())
+        return {
+            shard: one_at_a_time(self._narrowed(statement, shard)) if shard in self._narrow else shared
+            for shard in self._connections
+        }
+
     def _narrowed(self, statement: Any, shard: str) -> Any:
-        points = self._narrow.get(shard)
-        if points is None:
-            return statement
         assert self._plan.root is not None
         keyspace = self._cluster.map.keyspace(self._plan.root_keyspace)
-        return statement.where(OwnedRow(keyspace, points, self._plan.root))
+        return statement.where(OwnedRow(keyspace, self._narrow[shard], self._plan.root))
 
     def _check_functions(self) -> None:
         """Refuse aggregates that only the database knows to be such; asked once for each name."""
