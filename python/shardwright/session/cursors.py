@@ -33,7 +33,7 @@ class _Ahead(BaseCursor[Any, Any]):
         if conn._owed:
             yield from conn._settle_gen()
         kind = conn.note_statement(query)
-        asks = conn.wrote and conn.xact_id is None and not conn._autocommit
+        asks = conn.wrote and conn.xact_id is None and not conn._autocommit and not conn.number_comes
         if conn._pipeline or not (asks or conn.needs_ahead):
             yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
         else:

@@ -76,7 +76,7 @@ class ShardConnection(Connection):
             old.close()
         self._dbapi_connection = self.engine.raw_connection()
         with speaking_to(self, _BEGIN):
-            _fresh(self, ranges).send_ahead()
+            _fresh(self, ranges).send_ahead(writes=True)
 
 
 class SessionEngine(Engine):
@@ -179,7 +179,7 @@ def begin(
         if whole:
             driver.enter_all()
         elif ahead:
-            driver.send_ahead()
+            driver.send_ahead(writes=writes)
         else:
             driver.begin(writes=writes)
 

@@ -83,7 +83,7 @@ class Pinned:
             try:
                 if connection is None:
                     self._follow_map()
-                    connection = self._begun(ahead=self._ahead or restarts)
+                    connection = self._begun(ahead=self._ahead or restarts, writes=self._writes)
                 if restarts:
                     self._unsure, connection.restart = connection, self._restart
                 return connection
@@ -91,10 +91,10 @@ class Pinned:
                 patience = patience or self._session.patience()
                 patience.after(refused, self._route.map_version)
 
-    def _begun(self, *, ahead: bool) -> opening.ShardConnection:
+    def _begun(self, *, ahead: bool, writes: bool) -> opening.ShardConnection:
         self._engine.follow(self._session.engine(self._route.shard))
         connection = self._engine.checkout(self._options)
-        opening.begin(connection, self._ranges, ahead=ahead, writes=self._writes)
+        opening.begin(connection, self._ranges, ahead=ahead, writes=writes)
         return connection
 
     @property
@@ -237,7 +237,7 @@ class Pinned:
             if (session._new or session._deleted) and self._may_restart and not has_connection(session):
                 self._follow_map()
                 with suppress(EntryRefused, ConnectionLost):
-                    self._early = self._begun(ahead=True)
+                    self._early = self._begun(ahead=True, writes=True)
             yield
         finally:
             self._ahead, self._patience = before, None

@@ -14,7 +14,7 @@ from psycopg import generators, pq
 from psycopg.abc import PQGen
 from psycopg.waiting import Wait
 
-from shardwright.session.wire import Guarded, is_repeated, mark_entry
+from shardwright.session.wire import NUMBER, TAKE_XID, Guarded, is_repeated, mark_entry
 
 T = TypeVar("T")
 
@@ -84,11 +84,17 @@ class Unanswered(Guarded, psycopg.BaseConnection[Any]):
 
     # ------------------------------------------------------------------ the beginning
 
-    def send_ahead(self) -> None:
+    def send_ahead(self, *, writes: bool = False) -> None:
         """See `Guarded`."""
         commands = self.take_ahead()
         if not commands:
             return
+        if writes and not self.is_read_only:
+            self.wrote = True
+            if is_repeated(commands[-1]):
+                commands[-1] += b", " + NUMBER
+            else:
+                commands.append(TAKE_XID)
         try:
             self.settle()
             self._check_connection_ok()
@@ -116,6 +122,11 @@ class Unanswered(Guarded, psycopg.BaseConnection[Any]):
             sent.append(_Sent(command))
         self._sent = (*self._sent, *sent)
 
+    @property
+    def number_comes(self) -> bool:
+        """Whether the answer that is still to come has the transaction's number."""
+        return bool(self._sent) and self._sent[-1].command.endswith(NUMBER)
+
     def _may_name(self) -> bool:
         return self.prepare_threshold is not None and len(self._named) < _NAMED_MOST
 
@@ -130,6 +141,8 @@ class Unanswered(Guarded, psycopg.BaseConnection[Any]):
                     raise_for(self.pgconn, results)
                     if name:
                         self._named[command] = name
+                    elif command.endswith(NUMBER):
+                        self.note_xid(results)
             except psycopg.Error as error:
                 if self.pgconn.status != pq.ConnStatus.OK:
                     raise found or error from None
@@ -142,10 +155,10 @@ class Unanswered(Guarded, psycopg.BaseConnection[Any]):
         """Take note of the transaction's number.
 
         Args:
-            results: the answer to `ASK_XID` or `TAKE_XID`.
+            results: an answer whose last column it is.
         """
         if results and results[0].status == pq.ExecStatus.TUPLES_OK:
-            told = results[0].get_value(0, 0)
+            told = results[0].get_value(0, results[0].nfields - 1)
             self.xact_id = int(told) if told is not None else None
 
     def _deallocate(self, name: bytes | None) -> PQGen[None]:

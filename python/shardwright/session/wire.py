@@ -26,10 +26,11 @@ _WRITES_INSIDE = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE
 # Reads that others may wait for: those that lock rows, and whatever is called a lock.
 _LOCKS = re.compile(r"\bSHARE\b|lock", re.IGNORECASE)
 
-_ENTERS_ONE = re.compile(rb"SELECT shardwright\.enter\(\d+\)")
+_ENTERS_ONE = re.compile(rb"SELECT shardwright\.enter\(\d+\)(?:, pg_catalog.pg_current_xact_id\(\)::pg_catalog.text)?")
 
-#: Gives the transaction's number, assigning one.
-TAKE_XID = b"SELECT pg_catalog.pg_current_xact_id()::pg_catalog.text"
+#: Gives the transaction's number, assigning one; alone, and as the last column of another answer.
+NUMBER = b"pg_catalog.pg_current_xact_id()::pg_catalog.text"
+TAKE_XID = b"SELECT " + NUMBER
 #: Asks for the transaction's number; NULL while it has written nothing.
 ASK_XID = b"SELECT pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text"
 #: Enters the whole shard; `Guarded.note_served` takes its rows.
@@ -254,10 +255,13 @@ class Guarded:
         """
         raise NotImplementedError
 
-    def send_ahead(self) -> None:
+    def send_ahead(self, *, writes: bool = False) -> None:
         """Send what must go ahead of the first statement without waiting for the answer, where the driver can.
 
         The server is busy with it while the statement is made. Whatever is done next on the connection takes the answer.
+
+        Args:
+            writes: a write follows for sure: the transaction's number, which it will need, is asked for right away.
 
         Raises:
             Exception: the driver's; `happened_at_entry` is true for it.
