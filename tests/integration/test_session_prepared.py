@@ -215,3 +215,25 @@ def test_server_side_cursors_and_copy_begin_too(shop: Shop) -> None:
                 assert isinstance(raw, psycopg.Connection)
                 with raw.cursor().copy("COPY (SELECT 1) TO STDOUT") as copy:
                     assert [bytes(one) for one in copy] == [b"1\n"]
+
+
+def test_what_was_prepared_long_ago_is_looked_at_each_time(shop: Shop) -> None:
+    """Whether it writes, and which ranges it needs: also where the driver is not asked to prepare it again."""
+    here, there = shop.key_on("s1"), shop.key_on("s2")
+    sessions = shop.connect(pool_size=1, max_overflow=0, prepare_threshold=0, map_wait=0.3).sessionmaker()
+    write = sa.update(User).where(User.id == sa.bindparam("key")).values(name="y")
+    for key in (here, there):
+        for _ in range(3):
+            with sessions() as session:
+                session.execute(write, {"key": key})
+                session.execute(SCORE, {"key": key})
+                session.commit()
+    with sessions() as session:
+        session.execute(write, {"key": here})
+        with pytest.raises(errors.CrossShardTransaction):
+            session.execute(write, {"key": there})
+    shop.fence(there)
+    with sessions() as session:
+        session.execute(SCORE, {"key": here})
+        with pytest.raises(errors.MapTimeout):
+            session.execute(SCORE, {"key": there})

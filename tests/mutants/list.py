@@ -137,6 +137,13 @@ MUTANTS = (
         ("tests/integration/test_session_prepared.py", "-k", "pg18 and costs_no_connection"),
     ),
     Mutant(
+        "asyncpg's kept statements are not looked at",
+        "a range is read without its check, and a write is taken for a read",
+        "session/wire_asyncpg.py",
+        (("        kind = await connection.make_way(self._text)\n", "        kind = Kind.READS\n"),),
+        ("tests/integration/test_session_prepared.py", "-k", "pg18 and asyncpg and long_ago"),
+    ),
+    Mutant(
         "a changed table is the reader's problem",
         "a migration breaks the reads of every pool for a while",
         "session/faults.py",

@@ -250,19 +250,25 @@ class GuardedAsyncpg(Guarded, asyncpg.Connection):  # type: ignore[misc]
         return said
 
     async def prepare(self, query: str, **options: Any) -> GuardedStatement:
-        """As asyncpg's, with what must go ahead of it."""
+        """As asyncpg's; SQLAlchemy keeps what it is given, and executes it in many transactions."""
+        with _Watched(self):
+            made = await super().prepare(query, **options)
+        return GuardedStatement(self, query, made._state)
+
+    async def make_way(self, query: str) -> Kind:
+        """Before a statement is executed: take note of it, and send what must go ahead of it.
+
+        Args:
+            query: the statement.
+        """
         kind = self.note_statement(query)
         if self._wanted and not self.is_autocommit:
             await self._go_ahead()
-        with _Watched(self):
-            made = await super().prepare(query, **options)
-        return GuardedStatement(self, query, made._state, kind)
+        return kind
 
     async def executemany(self, command: str, args: Iterable[Any], *, timeout: float | None = None) -> None:
         """As asyncpg's, with what must go ahead of it."""
-        self.note_statement(command)
-        if self._wanted and not self.is_autocommit:
-            await self._go_ahead()
+        await self.make_way(command)
         with _Watched(self):
             await super().executemany(command, args, timeout=timeout)
         self.has_run = True
@@ -297,26 +303,28 @@ class GuardedAsyncpg(Guarded, asyncpg.Connection):  # type: ignore[misc]
 
 
 class GuardedStatement(PreparedStatement):  # type: ignore[misc]
-    """A prepared statement that tells its connection when it has run."""
+    """A prepared statement, before which its connection makes way, and which tells it when it has run."""
 
-    __slots__ = ("_kind",)
+    __slots__ = ("_text",)
 
-    def __init__(self, connection: GuardedAsyncpg, query: str, state: Any, kind: Kind) -> None:
+    def __init__(self, connection: GuardedAsyncpg, query: str, state: Any) -> None:
         super().__init__(connection, query, state)
-        self._kind = kind
+        self._text = query
 
     async def fetch(self, *args: Any, timeout: float | None = None) -> Any:
         """As asyncpg's, as long as there is hope."""
         connection: GuardedAsyncpg = self._connection
+        kind = await connection.make_way(self._text)
         with _Watched(connection):
             found = await super().fetch(*args, timeout=timeout)
         connection.has_run = True
-        connection.note_savepoint(self._kind)
+        connection.note_savepoint(kind)
         return found
 
     async def cursor(self, *args: Any, **options: Any) -> GuardedRows:
         """As asyncpg's, awaited."""
         connection: GuardedAsyncpg = self._connection
+        await connection.make_way(self._text)
         opened = await super().cursor(*args, **options)
         connection.has_run = True
         return GuardedRows(connection, opened)
