@@ -13,7 +13,7 @@ from fix_sessions import Order, Shop, User
 from shardwright import errors
 from shardwright.session import events
 
-pytestmark = [pytest.mark.newest_postgres, pytest.mark.every_driver]
+pytestmark = [pytest.mark.newest_postgres, pytest.mark.every_driver(tasks="slow")]
 
 KILL = (
     "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "

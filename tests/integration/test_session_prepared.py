@@ -13,7 +13,7 @@ from fix_sessions import Shop, User
 from shardwright import errors
 from shardwright.session import opening
 
-pytestmark = [pytest.mark.newest_postgres, pytest.mark.every_driver]
+pytestmark = [pytest.mark.newest_postgres, pytest.mark.every_driver(tasks="slow")]
 
 PREPARED = sa.text("SELECT statement FROM pg_prepared_statements")
 SCORE = sa.select(User.score).where(User.id == sa.bindparam("key"))
@@ -31,6 +31,7 @@ def prepared(shop: Shop, sessions: Any) -> list[str]:
         return list(session.scalars(PREPARED))
 
 
+@pytest.mark.every_driver
 def test_what_reads_stays_prepared_beyond_its_transaction(shop: Shop) -> None:
     sessions = shop.connect(pool_size=1, max_overflow=0).sessionmaker()
     read(shop, sessions, 9)
@@ -166,6 +167,7 @@ def test_a_connection_is_given_back_whatever_comes_between_begin_and_the_first_s
     read(shop, sessions, 1)
 
 
+@pytest.mark.every_driver
 def test_rows_that_come_and_go_without_a_statement(shop: Shop) -> None:
     """A flush for which a transaction was begun, and which then has nothing to write."""
     key = shop.key_on("s1")
@@ -217,6 +219,7 @@ def test_server_side_cursors_and_copy_begin_too(shop: Shop) -> None:
                     assert [bytes(one) for one in copy] == [b"1\n"]
 
 
+@pytest.mark.every_driver
 def test_what_was_prepared_long_ago_is_looked_at_each_time(shop: Shop) -> None:
     """Whether it writes, and which ranges it needs: also where the driver is not asked to prepare it again."""
     here, there = shop.key_on("s1"), shop.key_on("s2")

@@ -17,7 +17,7 @@ from shardwright.catalog import maps, shards
 from shardwright.ids import Id
 from shardwright.reshard import operate
 
-pytestmark = [pytest.mark.newest_postgres, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.newest_postgres, pytest.mark.slow, pytest.mark.timeout(240)]
 
 ADDRESSES = [f"{nth}@x" for nth in range(40)]
 
