@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from fix_sessions import Shop, User
 from shardwright import errors
 from shardwright.session import opening
+from shardwright.session.faults import sqlstate_of
 
 pytestmark = [pytest.mark.newest_postgres, pytest.mark.every_driver(tasks="slow")]
 
@@ -89,6 +90,19 @@ def test_the_application_forgets_what_is_prepared(shop: Shop, forgotten: str) ->
         with sessions(key=shop.key_on("s1")) as session:
             session.execute(sa.text(forgotten))
             session.commit()
+
+
+def test_an_application_executes_a_statement_that_it_has_not_prepared(shop: Shop) -> None:
+    """Its own mistake: nothing of it is run again, and the connection is as good as before."""
+    key = shop.key_on("s1")
+    sessions = shop.connect(pool_size=1, max_overflow=0).sessionmaker()
+    with sessions(key=key) as session:
+        process = session.scalar(sa.text("SELECT pg_backend_pid()"))
+    with sessions(key=key) as session, pytest.raises(sa.exc.DBAPIError, match="missing") as raised:
+        session.execute(sa.text("EXECUTE missing"))
+    assert sqlstate_of(raised.value) == "26000"
+    with sessions(key=key) as session:
+        assert session.scalar(sa.text("SELECT pg_backend_pid()")) == process
 
 
 def test_a_transaction_that_fails_costs_no_connection(shop: Shop) -> None:

@@ -111,7 +111,7 @@ MUTANTS = (
     Mutant(
         "no check on BEGIN",
         "a router with an old map reads rows where they no longer live",
-        "session/wire.py",
+        "session/entry_sql.py",
         (('return f"SELECT shardwright.enter({number})".encode()', 'return b"SELECT 1"'),),
         ("tests/integration/test_session_pinned.py", "-k", "pg18 and (stale_router or isolation_level)"),
     ),
@@ -126,7 +126,7 @@ MUTANTS = (
         "a pooler taken for a server",
         "statements are prepared in one process and executed in another",
         "session/pools.py",
-        (("            if process != connection.pgconn.backend_pid:", "            if False:"),),
+        (("        if int(process) != connection.process:", "        if False:"),),
         ("tests/integration/test_session_pgbouncer.py", "-k", "pg18 and sync and sessions_work"),
     ),
     Mutant(
@@ -139,8 +139,13 @@ MUTANTS = (
     Mutant(
         "asyncpg's kept statements are not looked at",
         "a range is read without its check, and a write is taken for a read",
-        "session/wire_asyncpg.py",
-        (("        kind = await connection.make_way(self._text)\n", "        kind = Kind.READS\n"),),
+        "session/asyncpg_statements.py",
+        (
+            (
+                "        kind = await connection.make_way(self._text)\n",
+                '        kind = connection.note_statement("SELECT")\n',
+            ),
+        ),
         ("tests/integration/test_session_prepared.py", "-k", "pg18 and asyncpg and long_ago"),
     ),
     Mutant(
@@ -149,6 +154,13 @@ MUTANTS = (
         "session/faults.py",
         (("        state == _NOT_SUPPORTED\n", "        False\n"),),
         ("tests/integration/test_session_prepared.py", "-k", "pg18 and another_type"),
+    ),
+    Mutant(
+        "every missing statement taken for ours",
+        "an application's mistake costs a connection, and is told as a shard that is away",
+        "session/faults.py",
+        (("        return _PREPARED_BY_US.search(said_by(error)) is not None\n", "        return True\n"),),
+        ("tests/integration/test_session_prepared.py", "-k", "pg18 and has_not_prepared"),
     ),
     Mutant(
         "keys believed before their range is held",

@@ -45,3 +45,14 @@ class Fixed:
 
 
 Source = Bound | Either | Given | Fixed
+
+
+def breadth(source: Source) -> int:
+    """How many keys a source names, roughly: what names one comes first.
+
+    Args:
+        source: where a key comes from.
+    """
+    if isinstance(source, Bound):
+        return 1 if source.many else 0
+    return 2

@@ -19,7 +19,7 @@ from sqlalchemy.sql import elements, functions, operators, selectable
 from sqlalchemy.sql.dml import UpdateBase
 
 from shardwright.routing.clauses import conjunction, keeps_rows, query_of, stripped
-from shardwright.routing.sources import Bound, Either, Source
+from shardwright.routing.sources import Bound, Either, Source, breadth
 from shardwright.routing.tables import Declaration
 
 #: What the catalog or a table itself says about where its rows live; None for a table that is not ours.
@@ -359,7 +359,7 @@ class Ties:
         while todo:
             here = todo.pop(0)
             if found := self.sources.get(here):
-                return min(found, key=_breadth)
+                return min(found, key=breadth)
             for there in self.edges.get(here, ()):
                 if there not in seen:
                     seen.add(there)
@@ -387,16 +387,9 @@ class Ties:
         return [root, *(one for one in self.roots if root in edges.get(one, ()) and one in edges.get(root, ()))]
 
 
-def _breadth(source: Source) -> int:
-    """Sources that name one key come first."""
-    if isinstance(source, Bound):
-        return 1 if source.many else 0
-    return 2
-
-
 def _by_table(found: Iterable[tuple[From, Source]]) -> dict[From, Source]:
     kept: dict[From, Source] = {}
     for table, source in found:
-        if table not in kept or _breadth(source) < _breadth(kept[table]):
+        if table not in kept or breadth(source) < breadth(kept[table]):
             kept[table] = source
     return kept

@@ -16,6 +16,7 @@ from shardwright.session.asyncpg_conninfo import asyncpg_arguments, keep_alive
 from shardwright.session.health import Deadline, Health
 from shardwright.session.shard_pool import AsyncShardPool
 from shardwright.session.tasks import at_once
+from shardwright.session.wire import Guarded
 from shardwright.session.wire_psycopg import GuardedAsyncConnection
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ class _Closable(Protocol):
 
 A = TypeVar("A", bound=_Closable)
 
-#: Lets a connection in by what it was answered; gives the server's timeline.
-Admit = Callable[[Sequence[Any]], int]
+#: Lets a connection in by what it was answered.
+Admit = Callable[[Guarded, Sequence[Any]], None]
 
 
 def psycopg_engine(dialer: engines.ShardDialer, who: str, admit: Admit, health: Health, options: PoolOptions) -> Engine:
@@ -50,11 +51,7 @@ def psycopg_engine(dialer: engines.ShardDialer, who: str, admit: Admit, health: 
         connection.watch = Deadline(options.connect_timeout)
         answer = await (await connection.execute(who)).fetchone()
         assert answer is not None
-        *identity, process = answer
-        connection.timeline = admit(identity)
-        if process != connection.pgconn.backend_pid:
-            # A pooler: its next transaction may be in another process.
-            connection.prepare_threshold = None
+        admit(connection, answer)
         connection.watch = health
         await connection.set_autocommit(False)
 
@@ -82,16 +79,15 @@ def asyncpg_engine(dialer: engines.ShardDialer, who: str, admit: Admit, health: 
     """
     import asyncpg
 
-    from shardwright.session.wire_asyncpg import FAILURES, GuardedAsyncpg
+    from shardwright.session.asyncpg_statements import FAILURES
+    from shardwright.session.wire_asyncpg import GuardedAsyncpg
 
     kept = 0 if options.prepare_threshold is None else 100
 
     async def vet(connection: GuardedAsyncpg) -> None:
         connection.watch = Deadline(options.connect_timeout)
-        ((identifier, database, timeline, process),) = await connection.rows(who.encode())
-        connection.timeline = admit((identifier, int(database), timeline))
-        if int(process) != connection.get_server_pid():
-            connection.keep_nothing_prepared()
+        (answer,) = await connection.rows(who.encode())
+        admit(connection, answer)
         connection.watch = health
 
     async def dial(**arguments: Any) -> GuardedAsyncpg:

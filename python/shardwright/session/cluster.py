@@ -7,18 +7,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
-from weakref import WeakKeyDictionary
 
-import sqlalchemy as sa
-from sqlalchemy.orm import Mapper
 from sqlalchemy.orm import sessionmaker as _sessionmaker
-from sqlalchemy.sql import selectable
 
 from shardwright import errors
-from shardwright.routing.merging import Merging, merging
 from shardwright.routing.shard_map import ShardMap
-from shardwright.routing.statement import Planner
-from shardwright.routing.tables import Declaration, declaration_of
 from shardwright.session import outcomes, retries
 from shardwright.session.async_cluster import AsyncCluster
 from shardwright.session.breaker import BreakerOptions
@@ -27,7 +20,7 @@ from shardwright.session.crossings import Crossings
 from shardwright.session.deciding import Decider
 from shardwright.session.forking import begin_anew_with
 from shardwright.session.generating import Generator, ask_for_grant
-from shardwright.session.instances import MappedKey, mapped_key
+from shardwright.session.known import Known
 from shardwright.session.loading import Loader
 from shardwright.session.pages import PagedCluster
 from shardwright.session.pools import Driver, PoolOptions, PoolUsage, ShardEngines
@@ -42,8 +35,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Reads = Literal["strict", "relaxed"]
 
-#: How many shapes of statements that are merged are remembered.
-_REMEMBERED = 1000
 Sessions = _sessionmaker[ShardSession]
 
 
@@ -78,13 +69,8 @@ class Cluster(AsyncCluster, PagedCluster):
         #: how sessions wait that are used from threads
         self.waiting: Waiting = InThreads(self._executor)
         self.waiting_in_loop = InLoop(self._executor)
-        self._mapped: WeakKeyDictionary[Mapper[Any], MappedKey] = WeakKeyDictionary()
-        self._mergings: dict[Any, Merging] = {}
-        #: whether a function of the databases is an aggregate, for each name that was asked
-        self.known_functions: dict[str, bool] = {}
-        #: whether the databases' default collation orders texts by code point; None until it was asked
-        self.known_collation: bool | None = None
-        self.planner = Planner(self.declaration)
+        #: what has been found out about models, statements and databases
+        self.known = Known(router)
         self._own_sessions = self.sessionmaker(expire_on_commit=False)
 
     @classmethod
@@ -358,39 +344,6 @@ class Cluster(AsyncCluster, PagedCluster):
             waiting: how it waits at all.
         """
         return retries.Patience(self._router, waiting, self.map_wait)
-
-    def declaration(self, table: selectable.TableClause) -> Declaration | None:
-        """What a table is declared to be, by itself or by the catalog."""
-        declared = declaration_of(table) if isinstance(table, sa.Table) else None
-        registered = self.directory.tables.get((getattr(table, "schema", None) or "public", table.name))
-        if declared is None or (declared.kind == "reference" and declared.home is None):
-            return registered or declared
-        return declared
-
-    def merging(self, statement: Any, keys: Sequence[Any]) -> Merging:
-        """How several shards' answers to a statement are merged; remembered where it holds for all of its shape.
-
-        Args:
-            statement: the statement.
-            keys: columns that hold the shard key of each of its rows.
-        """
-        statement = getattr(statement, "_resolved", statement)
-        cache_key = statement._generate_cache_key()
-        found = self._mergings.get(cache_key.key) if cache_key is not None else None
-        if found is None:
-            found = merging(statement, keys)
-            if cache_key is not None and found.is_portable:
-                if len(self._mergings) >= _REMEMBERED:
-                    self._mergings.clear()
-                self._mergings[cache_key.key] = found
-        return found
-
-    def mapped_key(self, mapper: Mapper[Any]) -> MappedKey:
-        """Where a mapper's objects carry their shard key; see `instances.mapped_key`."""
-        found = self._mapped.get(mapper)
-        if found is None:
-            found = self._mapped[mapper] = mapped_key(mapper, self.declaration)
-        return found
 
     def begin_anew(self) -> None:
         """In the child of a fork: nothing of the parent's threads and connections is used."""

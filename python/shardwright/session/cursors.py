@@ -14,8 +14,8 @@ from psycopg._cursor_base import BaseCursor
 from psycopg._preparing import Prepare
 from psycopg.abc import Params, PQGen, Query
 
+from shardwright.session.entry_sql import ASK_XID
 from shardwright.session.unanswered import leave_pipeline, raise_for
-from shardwright.session.wire import ASK_XID
 
 if TYPE_CHECKING:
     from shardwright.session.wire_psycopg import GuardedAsyncConnection, GuardedConnection, PsycopgGuarded

@@ -233,7 +233,7 @@ def _read(cluster: Cluster, statement: Any, params: Params) -> tuple[Plan | None
     if not looks_through(statement):
         return None, ()
     try:
-        plan, binds = cluster.planner.plan(statement, params)
+        plan, binds = cluster.known.planner.plan(statement, params)
     except errors.ShardwrightError:
         return None, ()
     try:

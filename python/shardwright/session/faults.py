@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from shardwright import errors
@@ -10,6 +11,8 @@ from shardwright.session.wire import Guarded, happened_at_entry, is_commit_lost
 _MOVED, _FENCED, _IMPORTING, _REFUSED = "SH001", "SH002", "SH003", "SH004"
 _STANDBY, _SERIALIZATION = "25006", "40001"
 _NOT_SUPPORTED, _NO_SUCH_STATEMENT = "0A000", "26000"
+# Under which names we, psycopg and asyncpg prepare statements; others are the application's own.
+_PREPARED_BY_US = re.compile(r"\b(?:shardwright_|_pg3_|__asyncpg_)")
 
 #: What a replay of the whole transaction heals.
 REPLAYABLE = frozenset({"40001", "40P01"})
@@ -87,7 +90,7 @@ def is_outdated(error: BaseException) -> bool:
     """
     state = sqlstate_of(error)
     if state == _NO_SUCH_STATEMENT:
-        return True
+        return _PREPARED_BY_US.search(said_by(error)) is not None
     return (
         state == _NOT_SUPPORTED
         and _field(error, "source_function", "server_source_function") == "RevalidateCachedQuery"

@@ -54,7 +54,7 @@ def deal_out(cluster: Cluster, mapper: Mapper[Any], found: Sequence[Identity]) -
     Raises:
         BadKey: a shard key is no key of its keyspace.
     """
-    mapped = cluster.mapped_key(mapper)
+    mapped = cluster.known.mapped_key(mapper)
     shards: dict[str, list[Identity]] = {}
     if mapped.declaration.kind == "sharded" and mapped.declaration.keyspace is not None:
         keyspace, shard_map = mapped.declaration.keyspace, cluster.map

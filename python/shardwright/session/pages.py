@@ -144,7 +144,7 @@ class _Paging:
         self._statement = statement.order_by(None).order_by(*order).limit(size).add_columns(*hidden)
         self._own = {} if key is _NO_KEY else {"key": key, "keyspace": keyspace}
         self._merged = merged or bool(self._own)
-        self._plan = cluster.planner.plan(statement, ())[0]
+        self._plan = cluster.known.planner.plan(statement, ())[0]
         self._mark = fingerprint(statement, repr(key) if self._own else "", keyspace or "", str(self._merged))
 
     def session_options(self, given: dict[str, Any]) -> dict[str, Any]:

@@ -175,7 +175,7 @@ class Pinned:
         ):
             # text(), DDL, calls of functions: the caller has said which key it is for.
             return None
-        plan, binds = self._cluster.planner.plan(statement, given)
+        plan, binds = self._cluster.known.planner.plan(statement, given)
         for keyspace, key in plan.keys(binds, given):
             self._check_key(keyspace, key)
         if plan.unknown:
@@ -260,7 +260,7 @@ class Pinned:
             self._writes = False
 
     def _check_instance(self, mapper: Mapper[Any], instance: Any) -> None:
-        found = self._cluster.mapped_key(mapper)
+        found = self._cluster.known.mapped_key(mapper)
         if found.declaration.kind == "sharded":
             self._check_key(found.declaration.keyspace or "", found.of(instance_state(instance)))
         elif found.declaration.kind != "local" and found.declaration.home != self._route.shard:
@@ -281,7 +281,7 @@ class Pinned:
         for entity, row in rows:
             mapper = sa.inspect(entity).mapper
             if isinstance(row, Mapping):
-                check_mapping(self._cluster.mapped_key(mapper), row, self._check_key)
+                check_mapping(self._cluster.known.mapped_key(mapper), row, self._check_key)
             else:
                 self._check_instance(mapper, row)
         before, self._ahead = self._ahead, False

@@ -170,22 +170,22 @@ class ShardEngines:
             found.append(PoolUsage(shard, driver, pool.checkedout(), pool.checkedin(), self.options.most))
         return found
 
-    def admit(self, shard: Shard, answer: Sequence[Any]) -> int:
+    def admit(self, shard: Shard, connection: Guarded, answer: Sequence[Any]) -> None:
         """Let a new connection in, if it leads to the primary of the database that the catalog knows.
+
+        Its timeline becomes known; 0 for a standby, which only a shard's own connection string can have asked for.
 
         Args:
             shard: where it should lead to.
-            answer: what was answered to `WHO`, up to the timeline.
-
-        Returns:
-            The server's timeline; 0 for a standby, which only a shard's own connection string can have asked for.
+            connection: the connection.
+            answer: what was answered on it to `WHO`.
 
         Raises:
             ShardUnavailable: it is another database, or a primary of old.
         """
-        system_identifier, database_oid, hexadecimal = answer
+        system_identifier, database_oid, hexadecimal, process = answer
         timeline = int(hexadecimal or "0", 16)
-        if (system_identifier, database_oid) != (shard.system_identifier, shard.database_oid):
+        if (system_identifier, int(database_oid)) != (shard.system_identifier, shard.database_oid):
             raise errors.ShardUnavailable(
                 f"what answers at the address of shard {shard.name} is another database",
                 fix="`shardwright shard list` shows the address; `shardwright shard add` stores a new one",
@@ -202,7 +202,10 @@ class ShardEngines:
         if timeline > highest:
             self._timelines[shard.name] = timeline
             self._router.note_timeline(shard.name, timeline)
-        return timeline
+        connection.timeline = timeline
+        if int(process) != connection.process:
+            # A pooler: its next transaction may be in another process.
+            connection.keep_nothing_prepared()
 
     def timeline(self, shard: str) -> int:
         """The highest timeline on which a shard's primary was seen, by anybody who told the catalog or by us; or 0.
@@ -286,11 +289,7 @@ class ShardEngines:
             connection.watch = Deadline(self.options.connect_timeout)
             answer = connection.execute(WHO).fetchone()
             assert answer is not None
-            *identity, process = answer
-            connection.timeline = self.admit(shard, identity)
-            if process != connection.pgconn.backend_pid:
-                # A pooler: its next transaction may be in another process.
-                connection.prepare_threshold = None
+            self.admit(shard, connection, answer)
 
         return dialer.open(GuardedConnection, vet, self.options.prepare_threshold, **arguments)
 
@@ -323,10 +322,7 @@ class ShardEngines:
     def _for_loop(
         self, make: Callable[..., Engine], shard: Shard, dialer: engines.ShardDialer, health: Health
     ) -> Engine:
-        def admit(answer: Sequence[Any]) -> int:
-            return self.admit(shard, answer)
-
-        return make(dialer, WHO, admit, health, self.options)
+        return make(dialer, WHO, partial(self.admit, shard), health, self.options)
 
     def _refresh(self) -> None:
         self._router.refresh(beyond=self._router.now.map.version)

@@ -88,7 +88,7 @@ class Routed:
         if (writer := self._shards.writer()) is not None:
             return self._shards.engine(writer)
         if mapper is not None:
-            found = self._cluster.mapped_key(sa.inspect(mapper).mapper)
+            found = self._cluster.known.mapped_key(sa.inspect(mapper).mapper)
             if found.declaration.home is not None:
                 return self._shards.engine(found.declaration.home)
         in_use = self._shards.in_use()
@@ -273,7 +273,7 @@ class Routed:
         """The connection on which an object is written: its key's shard."""
         if mapper is None or instance is None:
             return Session.connection(self._session)
-        found = self._cluster.mapped_key(mapper)
+        found = self._cluster.known.mapped_key(mapper)
         key = found.of(instance_state(instance)) if found.declaration.kind == "sharded" else None
 
         def where() -> tuple[str, Iterable[int]]:
@@ -337,7 +337,7 @@ class Routed:
             ranges.setdefault(route.shard, set()).add(route.range_id)
 
         for entity, row in rows:
-            found = self._cluster.mapped_key(sa.inspect(entity).mapper)
+            found = self._cluster.known.mapped_key(sa.inspect(entity).mapper)
             if found.declaration.kind != "sharded":
                 ranges.setdefault(self._home(found), set())
             elif isinstance(row, Mapping):

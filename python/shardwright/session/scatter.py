@@ -215,7 +215,7 @@ class Scatter:
 
     def _check_functions(self) -> None:
         """Refuse aggregates that only the database knows to be such; asked once for each name."""
-        known = self._cluster.known_functions
+        known = self._cluster.known.functions
         unknown = [name for name in self._merging.functions if name not in known]
         if unknown:
             found = {row[0] for row in self._ask_first(_AGGREGATES, {"names": unknown})}
@@ -225,9 +225,9 @@ class Scatter:
                 raise refusal(f"{name}() needs the rows of all shards at once")
 
     def _default_by_code_point(self) -> bool:
-        known = self._cluster.known_collation
+        known = self._cluster.known.collation
         if known is None:
-            known = self._cluster.known_collation = all(
+            known = self._cluster.known.collation = all(
                 bool(connection.exec_driver_sql(_DEFAULT_COLLATION).scalar())
                 for connection in self._connections.values()
             )

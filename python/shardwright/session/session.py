@@ -344,7 +344,7 @@ def _keyspace(cluster: Cluster, name: str | None, model: Any) -> str:
         return keyspaces[0].name
     if model is not None:
         table = model if isinstance(model, selectable.TableClause) else model.__table__
-        declared = cluster.declaration(table)
+        declared = cluster.known.declaration(table)
         if declared is None or declared.keyspace is None:
             raise errors.BadOption(f"{table.name} is not sharded, so it has no keyspace", fix="give a sharded model")
         name = declared.keyspace

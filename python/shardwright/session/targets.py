@@ -101,7 +101,7 @@ def find_target(
     """
     if not looks_through(statement):
         raise no_key("it is text, or no query, and cannot be looked through")
-    plan, binds = cluster.planner.plan(statement, params)
+    plan, binds = cluster.known.planner.plan(statement, params)
     if plan.unknown:
         raise unknown_table(plan.unknown[0])
     if plan.opaque is not None:
@@ -110,7 +110,7 @@ def find_target(
     _refuse_local(plan, in_use)
     homes = homes_of(plan)
     if plan.unbound is not None:
-        return _everywhere(cluster, statement, cluster.planner.exact(statement, params, plan), homes)
+        return _everywhere(cluster, statement, cluster.known.planner.exact(statement, params, plan), homes)
     ranges: dict[str, set[int]] = {}
     routes = _routes(shard_map, plan.keys(binds, params))
     for shard, range_id in routes if len(routes) < _MANY else set(routes):
@@ -129,9 +129,9 @@ def find_target(
         if plan.local is not None:
             raise refusal(plan.local)
         each = {shard: frozenset(ids) for shard, ids in sorted(ranges.items())}
-        plan = cluster.planner.exact(statement, params, plan)
+        plan = cluster.known.planner.exact(statement, params, plan)
         points = {shard: _points(shard_map, plan.root_keyspace, ids) for shard, ids in each.items()}
-        return Some(each, points, plan, cluster.merging(statement, plan.row_keys), shard_map.version)
+        return Some(each, points, plan, cluster.known.merging(statement, plan.row_keys), shard_map.version)
     if ranges:
         shard, ids = next(iter(ranges.items()))
     else:
@@ -174,7 +174,7 @@ def _spread(
         raise one_shard_only(each, "give its rows as a list of mappings beside it: session.execute(insert(..), rows)")
     elif not isinstance(statement, (Update, Delete)):
         raise one_shard_only(each, "lock rows of one shard with a statement")
-    plan = cluster.planner.exact(statement, params, plan)
+    plan = cluster.known.planner.exact(statement, params, plan)
     if not rows and plan.root is None:
         raise one_shard_only(each, "tie its tables by the shard key, or write on one shard a statement")
     keyspace = plan.keyspaces[0] if plan.keyspaces else ""
@@ -224,7 +224,7 @@ def _everywhere(cluster: Cluster, statement: Any, plan: Plan, homes: Iterable[st
         raise refusal(f"it reads a table of shard {', '.join(sorted(homes))} together with rows of all shards")
     if plan.local is not None:
         raise refusal(f"{plan.local}, and {plan.unbound}")
-    return Everywhere(plan, cluster.merging(statement, plan.row_keys), cluster.map.version)
+    return Everywhere(plan, cluster.known.merging(statement, plan.row_keys), cluster.map.version)
 
 
 def within(cluster: Cluster, target: Everywhere, points: Multirange) -> Some:

@@ -14,7 +14,8 @@ from psycopg import generators, pq
 from psycopg.abc import PQGen
 from psycopg.waiting import Wait
 
-from shardwright.session.wire import NUMBER, TAKE_XID, Guarded, is_repeated, mark_entry
+from shardwright.session.entry_sql import NUMBER, TAKE_XID, is_repeated
+from shardwright.session.wire import Guarded, mark_entry
 
 T = TypeVar("T")
 
@@ -50,9 +51,14 @@ class Unanswered(Guarded, psycopg.BaseConnection[Any]):
         """Talk to the server until a generator has ended."""
         raise NotImplementedError
 
+    @property
+    def is_owed(self) -> bool:
+        """Whether an answer is still to come."""
+        return self._owed or bool(self._sent)
+
     def settle(self) -> None:
         """See `Guarded`."""
-        if not self._owed and not self._sent:
+        if not self.is_owed:
             return
         # Most often the answer is there by now: nothing has to be waited for then.
         self.pgconn.consume_input()

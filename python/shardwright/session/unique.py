@@ -94,7 +94,7 @@ def find(session: ShardSession, criterion: Any) -> Any:
     columns = unique.directory.c
     found = session.scalar(sa.select(columns.owner).where(columns.value == text, columns.of_column == unique.name))
     assert isinstance(unique.column.table, sa.Table)
-    declared = session.cluster.declaration(unique.column.table)
+    declared = session.cluster.known.declaration(unique.column.table)
     if found is None or declared is None:
         return None
     return owner_key(found, session.cluster.map.keyspace(declared.keyspace or "").key_type)
@@ -175,13 +175,13 @@ def _beside(session: ShardSession, unique: Unique, text: str) -> Connection:
             f"{unique.name} is unique across shards: its directory is written together with the row, on another shard",
             fix='write it in a session without a key that has cross_shard="two_phase"',
         )
-    declared = session.cluster.declaration(unique.directory)
+    declared = session.cluster.known.declaration(unique.directory)
     assert declared is not None
     return way.connection_beside(declared.keyspace or "", text)
 
 
 def _owner(session: ShardSession, mapper: Mapper[Any], target: Any) -> str:
-    return owner_text(session.cluster.mapped_key(mapper).of(sa.inspect(target)))
+    return owner_text(session.cluster.known.mapped_key(mapper).of(sa.inspect(target)))
 
 
 def _stored(mapper: Mapper[Any], connection: Connection, target: Any, unique: Unique) -> Any:

@@ -18,6 +18,7 @@ from functools import lru_cache
 
 from shardwright import errors
 from shardwright.routing.multirange import Multirange
+from shardwright.session.entry_sql import ENTER_ALL, enter_sql, lock_timeout_sql
 
 # What cannot have written: only these leave out the question for the transaction's number.
 _READS = re.compile(r"\s*(?:SELECT|VALUES|TABLE|SHOW|FETCH|SAVEPOINT|RELEASE|ROLLBACK|SET)\b", re.IGNORECASE)
@@ -26,58 +27,8 @@ _WRITES_INSIDE = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE
 # Reads that others may wait for: those that lock rows, and whatever is called a lock.
 _LOCKS = re.compile(r"\bSHARE\b|lock", re.IGNORECASE)
 
-_ENTERS_ONE = re.compile(rb"SELECT shardwright\.enter\(\d+\)(?:, pg_catalog.pg_current_xact_id\(\)::pg_catalog.text)?")
-
-#: Gives the transaction's number, assigning one; alone, and as the last column of another answer.
-NUMBER = b"pg_catalog.pg_current_xact_id()::pg_catalog.text"
-TAKE_XID = b"SELECT " + NUMBER
-#: Asks for the transaction's number; NULL while it has written nothing.
-ASK_XID = b"SELECT pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text"
-#: Enters the whole shard; `Guarded.note_served` takes its rows.
-ENTER_ALL = b"SELECT keyspace, owned::pg_catalog.text, strangers FROM shardwright.enter_all()"
 #: Why a COMMIT is not sent: the server would answer it with ROLLBACK, and nobody would be told.
 CANNOT_COMMIT = "the transaction has failed and cannot be committed"
-
-
-def enter_sql(ranges: Iterable[int]) -> bytes:
-    """SQL that enters ranges, in the order of their ids.
-
-    Args:
-        ranges: ids of ranges.
-    """
-    ordered = sorted(ranges)
-    if len(ordered) == 1:
-        return _enter_one(ordered[0])
-    if len(ordered) <= 8:
-        return ("SELECT " + ", ".join(f"shardwright.enter({number})" for number in ordered)).encode()
-    listed = ",".join(map(str, ordered))
-    return f"SELECT count(shardwright.enter(r)) FROM pg_catalog.unnest('{{{listed}}}'::int[]) AS r".encode()
-
-
-@lru_cache(8192)
-def _enter_one(number: int) -> bytes:
-    return f"SELECT shardwright.enter({number})".encode()
-
-
-def lock_timeout_sql(seconds: float) -> bytes:
-    """SQL that bounds the transaction's waits for locks, where nothing else does.
-
-    Args:
-        seconds: how long each may be.
-    """
-    return (
-        f"SELECT pg_catalog.set_config('lock_timeout', '{round(seconds * 1000)}', true) "
-        "WHERE pg_catalog.current_setting('lock_timeout') OPERATOR(pg_catalog.=) '0'"
-    ).encode()
-
-
-def is_repeated(command: bytes) -> bool:
-    """Whether a command of ours comes again and again, so that it is worth being prepared.
-
-    Args:
-        command: what is sent to a shard.
-    """
-    return command in (TAKE_XID, ASK_XID) or _ENTERS_ONE.fullmatch(command) is not None
 
 
 class Kind(enum.Flag):
@@ -200,6 +151,15 @@ class Guarded:
         self._lock_timeout = lock_timeout
 
     # ------------------------------------------------------------------ each driver's own
+
+    @property
+    def process(self) -> int:
+        """The id of the server's process, as told when the connection was made."""
+        raise NotImplementedError
+
+    def keep_nothing_prepared(self) -> None:
+        """Prepare nothing that would have to be there in the next transaction."""
+        raise NotImplementedError
 
     @property
     def is_autocommit(self) -> bool:

@@ -9,30 +9,24 @@ SQLAlchemy begins by `transaction()`, executes by `prepare()`, and keeps a trans
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import csv
 import socket
-import time
 from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
 
 import asyncpg
-from asyncpg.prepared_stmt import PreparedStatement
 from sqlalchemy.util import await_only
 
+from shardwright.session.asyncpg_statements import FAILURES, GuardedStatement, Watched
+from shardwright.session.entry_sql import ASK_XID, ENTER_ALL
 from shardwright.session.tasks import in_a_hurry, to_its_end
-from shardwright.session.wire import ASK_XID, CANNOT_COMMIT, ENTER_ALL, Guarded, Kind, mark_commit_lost, mark_entry
+from shardwright.session.wire import CANNOT_COMMIT, Guarded, Kind, mark_commit_lost, mark_entry
 from shardwright.session.wire_psycopg import COMMIT_GRACE, Watch
 
 T = TypeVar("T")
 
-#: What asyncpg raises where the server, or the way to it, fails.
-FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
-
 _IN_FAILED = "25P02"
-#: Seconds between two looks whether it is worth waiting on.
-_INTERVAL = 0.1
 
 
 class GuardedAsyncpg(Guarded, asyncpg.Connection):  # type: ignore[misc]
@@ -59,13 +53,18 @@ class GuardedAsyncpg(Guarded, asyncpg.Connection):  # type: ignore[misc]
         if not self._keeps_prepared:
             adapted._prepared_statement_cache = None
 
+    # ------------------------------------------------------------------ see `Guarded`
+
+    @property
+    def process(self) -> int:
+        """See `Guarded`."""
+        return int(self.get_server_pid())
+
     def keep_nothing_prepared(self) -> None:
-        """Prepare nothing under a name: a pooler's next transaction may be in another process."""
+        """See `Guarded`."""
         self._keeps_prepared = False
         self._stmt_cache.set_max_size(0)
         self._stmt_cache_enabled = False
-
-    # ------------------------------------------------------------------ see `Guarded`
 
     @property
     def is_autocommit(self) -> bool:
@@ -190,7 +189,7 @@ class GuardedAsyncpg(Guarded, asyncpg.Connection):  # type: ignore[misc]
         async def collect(data: bytes) -> None:
             found.extend(data)
 
-        with _Watched(self):
+        with Watched(self):
             await self.copy_from_query(query.decode(), output=collect, format="csv")
         return list(csv.reader(found.decode().splitlines()))
 
@@ -245,13 +244,13 @@ class GuardedAsyncpg(Guarded, asyncpg.Connection):  # type: ignore[misc]
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
         """As asyncpg's, as long as there is hope."""
-        with _Watched(self):
+        with Watched(self):
             said: str = await super().execute(query, *args, timeout=timeout)
         return said
 
     async def prepare(self, query: str, **options: Any) -> GuardedStatement:
         """As asyncpg's; SQLAlchemy keeps what it is given, and executes it in many transactions."""
-        with _Watched(self):
+        with Watched(self):
             made = await super().prepare(query, **options)
         return GuardedStatement(self, query, made._state)
 
@@ -269,7 +268,7 @@ class GuardedAsyncpg(Guarded, asyncpg.Connection):  # type: ignore[misc]
     async def executemany(self, command: str, args: Iterable[Any], *, timeout: float | None = None) -> None:
         """As asyncpg's, with what must go ahead of it."""
         await self.make_way(command)
-        with _Watched(self):
+        with Watched(self):
             await super().executemany(command, args, timeout=timeout)
         self.has_run = True
 
@@ -302,56 +301,6 @@ class GuardedAsyncpg(Guarded, asyncpg.Connection):  # type: ignore[misc]
                 wire.shutdown(socket.SHUT_RDWR)
 
 
-class GuardedStatement(PreparedStatement):  # type: ignore[misc]
-    """A prepared statement, before which its connection makes way, and which tells it when it has run."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self, connection: GuardedAsyncpg, query: str, state: Any) -> None:
-        super().__init__(connection, query, state)
-        self._text = query
-
-    async def fetch(self, *args: Any, timeout: float | None = None) -> Any:
-        """As asyncpg's, as long as there is hope."""
-        connection: GuardedAsyncpg = self._connection
-        kind = await connection.make_way(self._text)
-        with _Watched(connection):
-            found = await super().fetch(*args, timeout=timeout)
-        connection.has_run = True
-        connection.note_savepoint(kind)
-        return found
-
-    async def cursor(self, *args: Any, **options: Any) -> GuardedRows:
-        """As asyncpg's, awaited."""
-        connection: GuardedAsyncpg = self._connection
-        await connection.make_way(self._text)
-        opened = await super().cursor(*args, **options)
-        connection.has_run = True
-        return GuardedRows(connection, opened)
-
-
-class GuardedRows:
-    """What SQLAlchemy uses of an asyncpg cursor on the server; it takes its errors for no driver's unless they are adapted.
-
-    Args:
-        connection: whose.
-        cursor: asyncpg's.
-    """
-
-    def __init__(self, connection: GuardedAsyncpg, cursor: Any) -> None:
-        self._connection = connection
-        self._cursor = cursor
-
-    async def fetch(self, count: int, *, timeout: float | None = None) -> Any:
-        """As asyncpg's, as long as there is hope."""
-        try:
-            with _Watched(self._connection):
-                return await self._cursor.fetch(count, timeout=timeout)
-        except FAILURES as error:
-            self._connection.adapted._handle_exception(error)
-            raise
-
-
 class _Transaction:
     """What SQLAlchemy's adapter uses of an asyncpg transaction."""
 
@@ -374,44 +323,3 @@ class _Transaction:
         # In a hurry it is about to be closed, which ends the transaction as well.
         if self._connection.has_begun and not in_a_hurry.get():
             await self._connection.execute("ROLLBACK")
-
-
-class _Watched:
-    """While a server is waited for: the connection is given up when it has fallen silent.
-
-    Args:
-        connection: whose.
-    """
-
-    __slots__ = ("_connection", "_since", "_timer", "_watch")
-
-    def __init__(self, connection: GuardedAsyncpg) -> None:
-        self._connection = connection
-        self._watch = connection.watch
-
-    def __enter__(self) -> None:
-        if self._watch is not None:
-            self._since = time.monotonic()
-            self._timer = asyncio.get_running_loop().call_later(_INTERVAL, self._look)
-
-    def _look(self) -> None:
-        assert self._watch is not None
-        if self._watch.is_silent(self._since):
-            # Nobody can tell what would still come on it.
-            self._connection.terminate()
-        else:
-            self._timer = asyncio.get_running_loop().call_later(_INTERVAL, self._look)
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if self._watch is not None:
-            self._timer.cancel()
-        if isinstance(error, asyncpg.InternalClientError):
-            # The server's last words have come, and not yet that it closed the connection: asyncpg takes them for an answer.
-            self._connection.terminate()
-            raise asyncpg.ConnectionDoesNotExistError("the server has closed the connection") from error
-        if self._watch is None:
-            return
-        if error is None:
-            self._watch.heard()
-        elif isinstance(error, FAILURES):
-            self._watch.judge(error)

@@ -24,8 +24,9 @@ from shardwright.session.cursors import (
     GuardedCursor,
     GuardedServerCursor,
 )
+from shardwright.session.entry_sql import ASK_XID, ENTER_ALL, TAKE_XID
 from shardwright.session.unanswered import Unanswered, raise_for
-from shardwright.session.wire import ASK_XID, CANNOT_COMMIT, ENTER_ALL, TAKE_XID, mark_commit_lost, mark_entry
+from shardwright.session.wire import CANNOT_COMMIT, mark_commit_lost, mark_entry
 
 T = TypeVar("T")
 
@@ -98,6 +99,15 @@ class PsycopgGuarded(Unanswered):
             raise
 
     # ------------------------------------------------------------------ see `Guarded`
+
+    @property
+    def process(self) -> int:
+        """See `Guarded`."""
+        return self.pgconn.backend_pid
+
+    def keep_nothing_prepared(self) -> None:
+        """See `Guarded`."""
+        self.prepare_threshold = None
 
     @property
     def is_autocommit(self) -> bool:
@@ -196,7 +206,7 @@ class PsycopgGuarded(Unanswered):
             self.note_xid(results[-1:])
 
     def _start_query(self) -> PQGen[None]:
-        if self._owed or self._sent:
+        if self.is_owed:
             yield from self._settle_gen()
         commands = self.take_ahead()
         if not commands:
@@ -211,7 +221,7 @@ class PsycopgGuarded(Unanswered):
     def _exec_all(self, commands: Sequence[bytes]) -> PQGen[list[pq.abc.PGresult]]:
         """Send commands as one message of the simple protocol; they are all ours, so an error is the check's."""
         try:
-            if self._owed or self._sent:
+            if self.is_owed:
                 yield from self._settle_gen()
             self._check_connection_ok()
             self.pgconn.send_query(b"; ".join(commands))
@@ -240,7 +250,7 @@ class PsycopgGuarded(Unanswered):
         self.note_xid(results)
 
     def _command_gen(self, text: str) -> PQGen[str]:
-        if self._owed or self._sent:
+        if self.is_owed:
             yield from self._settle_gen()
         self._check_connection_ok()
         self.pgconn.send_query(text.encode())
@@ -255,7 +265,7 @@ class PsycopgGuarded(Unanswered):
         Raises:
             psycopg.Error: `is_commit_lost` where the answer was lost.
         """
-        if self._owed or self._sent:
+        if self.is_owed:
             yield from self._settle_gen()
         if self.pgconn.transaction_status == _FAILED:
             raise psycopg.errors.InFailedSqlTransaction(CANNOT_COMMIT)
