@@ -55,6 +55,16 @@ class Found:
 BY_USER = Declaration("sharded", "user_id", "users")
 
 
+def refused(connection: psycopg.Connection, statement: str) -> str | None:
+    """The SQLSTATE with which a statement is refused; None when it is not. What it did is undone."""
+    try:
+        with connection.transaction(force_rollback=True):
+            connection.execute(statement.encode())
+    except psycopg.DatabaseError as error:
+        return error.sqlstate
+    return None
+
+
 @pytest.fixture
 def found(cluster_dsns: Callable[..., Dsns]) -> Iterator[Callable[..., Found]]:
     with ExitStack() as stack:

@@ -7,7 +7,7 @@ Fixtures:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -88,6 +88,19 @@ class Timed:
             (sql.Identifier(table).as_string(None),),
         )
         return {name: text.removeprefix("FOR VALUES FROM ") for name, text in found.fetchall()}
+
+    @contextmanager
+    def unreachable(self, shard: str) -> Iterator[None]:
+        """Nothing answers at the shard's address."""
+        [conninfo] = self.catalog.execute(
+            "SELECT conninfo FROM shardwright.shards WHERE name = %s", (shard,)
+        ).fetchone() or [""]
+        update = "UPDATE shardwright.shards SET conninfo = %s WHERE name = %s"
+        self.catalog.execute(update, ("host=/nonexistent dbname=x", shard))
+        try:
+            yield
+        finally:
+            self.catalog.execute(update, (conninfo, shard))
 
 
 def pending_detach(dsn: str, leaf: str) -> None:

@@ -22,6 +22,7 @@ from shardwright import engines
 from shardwright.catalog import adoption, maps, roster, shards
 from shardwright.catalog.adoption import Wanted
 from shardwright.partition.tick import tick
+from shardwright.reshard import operate
 from shardwright.routing.tables import Declaration, declaration_of, sharded_by, time_partitioned
 from shardwright.testing.clusters import make_ready
 
@@ -48,6 +49,17 @@ class Small:
         with self.shard(name) as connection:
             row = connection.execute(statement.encode()).fetchone()
             return row[0] if row is not None else None
+
+    def start(self, **request: Any) -> int:
+        """Start an operation; see `operate.plan` for what may be asked."""
+        with self.catalog() as catalog:
+            return operate.start(catalog, operate.plan(catalog, **request))
+
+    def leaf_of(self, shard: str, at: datetime) -> str:
+        """The name of the partition of `visits` that holds a moment."""
+        found = self.ask(shard, f"SELECT tableoid::regclass::text FROM visits WHERE at = '{at.isoformat()}' LIMIT 1")
+        assert found is not None
+        return str(found)
 
     def rows(self, table: str = "orders") -> list[tuple[Any, ...]]:
         """All rows that the shards serve, with the shard's name; fails where a shard holds what it does not own."""

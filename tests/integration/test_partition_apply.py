@@ -6,8 +6,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,9 +17,6 @@ from psycopg import sql
 
 from fix_locks import LockLog
 from fix_partitions import NOW, Timed, by_month, pending_detach
-from shardwright import errors
-from shardwright.catalog import models
-from shardwright.partition import apply
 from shardwright.partition.site import LOCK_CLASS
 from shardwright.partition.status import status
 from shardwright.routing.tables import time_partitioned
@@ -174,23 +170,9 @@ def test_names_that_need_quotes_and_names_of_63_bytes(timed: Callable[..., Timed
 # ---------------------------------------------------------------- one shard in trouble
 
 
-@contextmanager
-def unreachable(cluster: Timed, shard: str) -> Iterator[None]:
-    """Nothing answers at the shard's address."""
-    [conninfo] = cluster.catalog.execute(
-        "SELECT conninfo FROM shardwright.shards WHERE name = %s", (shard,)
-    ).fetchone() or [""]
-    update = "UPDATE shardwright.shards SET conninfo = %s WHERE name = %s"
-    cluster.catalog.execute(update, ("host=/nonexistent dbname=x", shard))
-    try:
-        yield
-    finally:
-        cluster.catalog.execute(update, (conninfo, shard))
-
-
 def test_a_shard_that_is_down_does_not_stop_the_others_and_is_taken_up_later(timed: Callable[..., Timed]) -> None:
     cluster = timed(2)
-    with unreachable(cluster, "s1"):
+    with cluster.unreachable("s1"):
         report = cluster.tick()
         assert {one.shard: one.outcome for one in report.outcomes} == {"s2": "done", "s1": "deferred"}
         assert report.exit_code == 4
@@ -277,115 +259,6 @@ def test_two_workers_at_once(timed: Callable[..., Timed]) -> None:
     assert {one.outcome for report in reports for one in report.outcomes} <= {"done", "deferred"}
     assert cluster.tick().exit_code == 0
     assert len(cluster.windows("s1")) == 5
-
-
-# ---------------------------------------------------------------- saved plans
-
-
-def test_a_saved_plan_is_done_later_as_it_was_made(timed: Callable[..., Timed]) -> None:
-    cluster = timed(2)
-    saved = apply.Plan.from_json(cluster.plan(NOW - timedelta(days=40)).to_json())
-    report = apply.apply(cluster.dsns.catalog, saved)
-    assert report.exit_code == 0
-    assert "events_p2026_10" in cluster.windows("s1")
-
-
-def test_a_plan_is_stale_when_the_policy_or_a_shard_changed(timed: Callable[..., Timed]) -> None:
-    cluster = timed(2)
-    saved = cluster.plan()
-    metadata = sa.MetaData()
-    by_month(every="1 week")(metadata)
-    models.register(cluster.catalog, metadata)
-    with pytest.raises(errors.PlanStale, match="the policy is") as caught:
-        apply.apply(cluster.dsns.catalog, saved)
-    assert caught.value.exit_code == 4
-    assert cluster.windows("s1") == {}
-    assert cluster.catalog.execute("SELECT count(*) FROM shardwright.windows").fetchone() == (0,)
-    saved = cluster.plan()
-    cluster.shard("s2").execute(
-        "CREATE TABLE by_hand PARTITION OF events FOR VALUES FROM ('2026-11-24') TO ('2026-11-26')"
-    )
-    with pytest.raises(errors.PlanStale):
-        apply.apply(cluster.dsns.catalog, saved)
-    assert cluster.windows("s1") == {}
-
-
-def test_a_plan_for_a_shard_that_went_down_is_done_on_the_others(timed: Callable[..., Timed]) -> None:
-    cluster = timed(2)
-    saved = cluster.plan()
-    with unreachable(cluster, "s2"):
-        report = apply.apply(cluster.dsns.catalog, saved)
-    assert {one.shard: one.outcome for one in report.outcomes} == {"s1": "done", "s2": "deferred"}
-    assert cluster.tick().exit_code == 0
-
-
-# ---------------------------------------------------------------- foreign keys, pending detaches
-
-
-def _group(parent_keep: str, child_keep: str | None) -> Callable[[sa.MetaData], sa.Table]:
-    def make(metadata: sa.MetaData) -> sa.Table:
-        by_month("events", keep=parent_keep, grace=None)(metadata)
-        info = time_partitioned("at", every="1 month", ahead=2, keep=child_keep, grace=None)
-        return sa.Table(
-            "notes",
-            metadata,
-            sa.Column("id", sa.BigInteger, primary_key=True),
-            sa.Column("at", sa.DateTime(timezone=True), primary_key=True),
-            sa.ForeignKeyConstraint(["id", "at"], ["events.id", "events.at"]),
-            info=info,
-        )
-
-    return make
-
-
-def test_windows_that_rows_refer_to_stay_until_those_rows_go(timed: Callable[..., Timed]) -> None:
-    cluster = timed(2, _group("1 month", "3 months"))
-    assert cluster.tick().exit_code == 0
-    shard = cluster.shard("s2")
-    shard.execute("INSERT INTO events (id, at) OVERRIDING SYSTEM VALUE VALUES (1, '2026-11-30')")
-    shard.execute("INSERT INTO notes VALUES (1, '2026-11-30')")
-    january = datetime(2027, 1, 5, tzinfo=UTC)
-    report = cluster.tick(january)
-    [finding] = [one for one in report.plan.findings if one.kind == "needed-window"]
-    assert "rows of public.notes refer to rows in it" in finding.message
-    assert (finding.shard, report.exit_code) == ("s2", 3)
-    assert "events_p2026_11" in cluster.windows("s1")
-    assert "events_p2026_11" in cluster.windows("s2")
-    shard.execute("DELETE FROM notes")
-    assert cluster.tick(january).exit_code == 0
-    assert "events_p2026_11" not in cluster.windows("s2")
-
-
-def test_a_group_with_the_same_windows_loses_them_together(timed: Callable[..., Timed]) -> None:
-    cluster = timed(1, _group("1 month", "1 month"))
-    cluster.tick()
-    shard = cluster.shard("s1")
-    shard.execute("INSERT INTO events (id, at) OVERRIDING SYSTEM VALUE VALUES (1, '2026-11-30')")
-    shard.execute("INSERT INTO notes VALUES (1, '2026-11-30')")
-    for day in (5, 6, 7):
-        report = cluster.tick(datetime(2027, 1, day, tzinfo=UTC))
-        assert report.exit_code == 0, report.to_json()
-    for table in ("events", "notes"):
-        assert f"{table}_p2026_11" not in cluster.windows("s1", table)
-        assert cluster.ask("s1", "SELECT to_regclass(%s)", f"{table}_p2026_11") is None
-
-
-def test_an_interrupted_detach_is_finished_and_a_wanted_window_comes_back(timed: Callable[..., Timed]) -> None:
-    cluster = timed(1)
-    cluster.tick()
-    shard = cluster.shard("s1")
-    shard.execute("INSERT INTO events (at) VALUES ('2026-12-24')")
-    pending_detach(cluster.dsns.shards["s1"], "events_p2026_12")
-    assert cluster.ask("s1", "SELECT count(*) FROM pg_inherits WHERE inhdetachpending") == 1
-    assert cluster.ask("s1", "SELECT count(*) FROM events") == 0
-    [pending] = [
-        window for window in status(cluster.dsns.catalog, now=NOW).tables[0].windows if window.name == "events_p2026_12"
-    ]
-    assert pending.shards == {"s1": "pending"}
-    report = cluster.tick()
-    assert report.exit_code == 0, report.to_json()
-    assert cluster.ask("s1", "SELECT count(*) FROM events") == 1
-    assert cluster.plan().is_empty
 
 
 # ---------------------------------------------------------------- locks

@@ -17,13 +17,8 @@ from shardwright.reshard import operate, streams
 from shardwright.routing.tables import Declaration
 
 
-def _start(small: Small, **request: object) -> int:
-    with small.catalog() as catalog:
-        return operate.start(catalog, operate.plan(catalog, **request))
-
-
 def test_two_shards_become_three_under_load(small: Small, writers: list[Writer]) -> None:
-    operation = _start(small, add="s3")
+    operation = small.start(add="s3")
     verified = operate.drive(small.catalog_dsn, operation, "verified")
     assert verified.phase == "verified"
     assert all(certificate.differing == 0 for certificate in verified.certificates)
@@ -41,12 +36,12 @@ def test_two_shards_become_three_under_load(small: Small, writers: list[Writer])
 @pytest.mark.newest_postgres
 def test_drain_and_abort_leave_nothing(small: Small) -> None:
     before = small.rows()
-    operation = _start(small, add="s3")
+    operation = small.start(add="s3")
     operate.drive(small.catalog_dsn, operation, "verified")
     assert operate.drive(small.catalog_dsn, operation, "aborted").phase == "aborted"
     assert small.leftovers() == {}
     assert small.rows() == before
-    drained = _start(small, drain="s2")
+    drained = small.start(drain="s2")
     assert operate.drive(small.catalog_dsn, drained, "done").phase == "done"
     assert small.rows() == before
     assert small.ask("s2", "SELECT count(*) FROM orders") == 0
@@ -54,14 +49,14 @@ def test_drain_and_abort_leave_nothing(small: Small) -> None:
 
 
 def test_a_second_operation_on_the_same_range_is_refused(small: Small) -> None:
-    _start(small, add="s3")
+    small.start(add="s3")
     with pytest.raises(errors.OperationConflict) as refused:
-        _start(small, drain="s1")
+        small.start(drain="s1")
     assert refused.value.exit_code == 4
 
 
 def test_a_difference_stops_the_switch(small: Small) -> None:
-    operation = _start(small, add="s3")
+    operation = small.start(add="s3")
     operate.drive(small.catalog_dsn, operation, "verified")
     with small.shard("s3") as connection:
         connection.execute("SET session_replication_role = replica")

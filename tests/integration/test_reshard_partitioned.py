@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,16 +10,11 @@ import pytest
 
 from fix_resharding import ROWS, Small, Writer, add_visits, check_exact
 from shardwright import errors
-from shardwright.catalog import evidence, maps, operations
+from shardwright.catalog import evidence, maps
 from shardwright.partition.tick import tick
 from shardwright.reshard import compare, layouts, operate, streams
 
 pytestmark = pytest.mark.newest_postgres
-
-
-def _start(small: Small, **request: Any) -> int:
-    with small.catalog() as catalog:
-        return operate.start(catalog, operate.plan(catalog, **request))
 
 
 def _leaves(small: Small, shard: str, table: str = "visits") -> dict[str, str]:
@@ -37,7 +31,7 @@ def _leaves(small: Small, shard: str, table: str = "visits") -> dict[str, str]:
 
 def test_two_shards_become_three_under_load(timely: Small, writers: list[Writer]) -> None:
     """Late writers into windows that are over included; forward, back, forward again."""
-    operation = _start(timely, add="s3")
+    operation = timely.start(add="s3")
     verified = operate.drive(timely.catalog_dsn, operation, "verified")
     assert all(certificate.differing == 0 for certificate in verified.certificates)
     assert [move.windows_checked for move in verified.moves] == [5, 5], "four weeks that are over, and the guard before"
@@ -59,7 +53,7 @@ def test_drain_and_abort_leave_nothing(small: Small) -> None:
     assert len(_leaves(small, "s1")) == 37
     before = small.rows("visits")
     assert len(before) == ROWS
-    operation = _start(small, add="s3")
+    operation = small.start(add="s3")
     operate.drive(small.catalog_dsn, operation, "verified")
     assert operate.drive(small.catalog_dsn, operation, "aborted").phase == "aborted"
     assert small.leftovers() == {}
@@ -69,157 +63,11 @@ def test_drain_and_abort_leave_nothing(small: Small) -> None:
         planned = operate.plan(catalog, drain="s2")
     wanted = small.ask("s2", "SELECT count(*) FROM visits") + 2 * small.ask("s2", "SELECT count(*) FROM orders")
     assert sum(move.rows for move in planned.moves) == pytest.approx(wanted, rel=0.1)
-    drained = _start(small, drain="s2")
+    drained = small.start(drain="s2")
     assert operate.drive(small.catalog_dsn, drained, "done").phase == "done"
     assert small.rows("visits") == before
     assert small.ask("s2", "SELECT count(*) FROM visits") == 0
     assert small.leftovers() == {}
-
-
-# ---------------------------------------------------------------- who writes to a leaf itself
-
-
-class LeafWriter(threading.Thread):
-    """Writes to one leaf by its name, in transactions that stay open for a moment, at one isolation level."""
-
-    def __init__(self, dsn: str, leaf: str, at: datetime, keys: list[int], first: int, isolation: Any) -> None:
-        super().__init__(daemon=True)
-        self.dsn, self.leaf, self.at, self.keys, self.next, self.isolation = dsn, leaf, at, keys, first, isolation
-        self.acknowledged: set[tuple[int, datetime, int]] = set()
-        self.refused = 0
-        self.stop = threading.Event()
-
-    def run(self) -> None:
-        with psycopg.connect(self.dsn) as connection:
-            connection.isolation_level = self.isolation
-            while not self.stop.is_set():
-                row = (self.keys[self.next % len(self.keys)], self.at, self.next)
-                self.next += 1
-                try:
-                    connection.execute(f"INSERT INTO {self.leaf} VALUES (%s, %s, %s, 'by name')".encode(), row)
-                    self.stop.wait(0.002)
-                    connection.commit()
-                    self.acknowledged.add(row)
-                except psycopg.DatabaseError as error:
-                    connection.rollback()
-                    if error.sqlstate not in ("SH001", "40001", "40P01"):
-                        raise
-                    self.refused += 1
-
-
-_ISOLATIONS = pytest.mark.parametrize(
-    "isolation",
-    [
-        psycopg.IsolationLevel.READ_COMMITTED,
-        pytest.param(psycopg.IsolationLevel.REPEATABLE_READ, marks=pytest.mark.slow),
-    ],
-    ids=["rc", "rr"],
-)
-
-
-@_ISOLATIONS
-def test_who_has_written_to_a_leaf_itself_is_waited_for(timely: Small, isolation: Any) -> None:
-    """The fence locks the partitioned table alone; the leaf's own trigger makes its writers lock that table too."""
-    with timely.catalog() as catalog:
-        operation = operate.start(catalog, operate.plan(catalog, add="s3", batch_shares=(1.0,)))
-    # once there and back: a slot of the second switch would wait for open transactions before any fence did
-    for goal in ("switched", "reverted", "verified"):
-        operate.drive(timely.catalog_dsn, operation, goal)
-    before = len(operate.drive(timely.catalog_dsn, operation).handovers)
-    with timely.catalog() as catalog:
-        shard_map, moves = maps.load_map(catalog), operations.get(catalog, operation).moves
-    routes = {key: shard_map.route("users", key) for key in range(ROWS)}
-    moving = [key for key, route in routes.items() if any(route.point in move.points for move in moves)][::50]
-    opened: list[tuple[psycopg.Connection, tuple[int, datetime, int]]] = []
-    for key in moving:
-        shard, row = routes[key].shard, (key, timely.weeks[key % 5], 10**7)
-        connection = psycopg.connect(timely.dsns[shard])
-        connection.isolation_level = isolation
-        connection.execute(f"INSERT INTO {_leaf_of(timely, shard, row[1])} VALUES (%s, %s, %s)".encode(), row)
-        opened.append((connection, row))
-
-    def commit_all() -> None:
-        for connection, _ in opened:
-            connection.commit()
-            connection.close()
-
-    committing = threading.Timer(1.0, commit_all)
-    committing.start()
-    try:
-        status = operate.drive(timely.catalog_dsn, operation, "switched")
-    finally:
-        committing.join()
-    operate.drive(timely.catalog_dsn, operation, "done")
-    assert {row for _, row in opened} <= {row[:3] for row in timely.rows("visits")}, "acknowledged rows are lost"
-    assert max(handover.attempts for handover in status.handovers[before:]) > 1, "no try to fence was cut short"
-
-
-@pytest.mark.slow
-@_ISOLATIONS
-def test_nothing_that_was_written_to_a_leaf_itself_is_lost(timely: Small, isolation: Any) -> None:
-    """Four clients that write to leaves by name all the time, and twenty hand-overs."""
-    with timely.catalog() as catalog:
-        shard_map = maps.load_map(catalog)
-        operation = operate.start(
-            catalog, operate.plan(catalog, add="s3", batch_shares=tuple(part / 20 for part in range(1, 21)))
-        )
-    operate.drive(timely.catalog_dsn, operation, "verified")
-    writers = [
-        LeafWriter(
-            timely.dsns[name],
-            _leaf_of(timely, name, timely.weeks[week]),
-            timely.weeks[week],
-            [key for key in range(ROWS) if shard_map.route("users", key).shard == name],
-            10**6 * (number + 1),
-            isolation,
-        )
-        for number, (name, week) in enumerate([("s1", 0), ("s1", 4), ("s2", 0), ("s2", 4)])
-    ]
-    for writer in writers:
-        writer.start()
-    operate.drive(timely.catalog_dsn, operation, "switched")
-    for writer in writers:
-        writer.stop.set()
-        writer.join()
-    operate.drive(timely.catalog_dsn, operation, "done")
-    written = set().union(*(writer.acknowledged for writer in writers))
-    assert len(written) > 100
-    assert written - {row[:3] for row in timely.rows("visits")} == set(), "acknowledged rows are lost"
-    assert all(writer.refused for writer in writers)
-    assert timely.leftovers() == {}
-
-
-def _leaf_of(small: Small, shard: str, at: datetime) -> str:
-    with small.shard(shard) as connection:
-        row = connection.execute("SELECT tableoid::regclass::text FROM visits WHERE at = %s LIMIT 1", (at,)).fetchone()
-    assert row is not None
-    return str(row[0])
-
-
-def test_guards_of_leaves(timely: Small) -> None:
-    """What a shard does not own is refused on a leaf too, and TRUNCATE while rows move; whoever took a trigger off gets it
-    back before rows move."""
-    with timely.catalog() as catalog:
-        shard_map = maps.load_map(catalog)
-    foreign = next(key for key in range(ROWS) if shard_map.route("users", key).shard != "s1")
-    leaf = _leaf_of(timely, "s1", timely.weeks[0])
-    far = datetime(2200, 1, 1, tzinfo=UTC)
-    with timely.shard("s1") as connection:
-        connection.execute('DROP TRIGGER "~shardwright_leaf" ON visits_p_after')
-        connection.execute("TRUNCATE visits_p_after")
-    operation = _start(timely, add="s3")
-    operate.drive(timely.catalog_dsn, operation, "verified")
-    with timely.shard("s1") as connection:
-        for name, at in ((leaf, timely.weeks[0]), ("visits_p_after", far)):
-            with pytest.raises(psycopg.DatabaseError) as refused:
-                connection.execute(f"INSERT INTO {name} VALUES (%s, %s, 1)".encode(), (foreign, at))
-            assert refused.value.sqlstate == "SH001"
-            with pytest.raises(psycopg.DatabaseError) as refused:
-                connection.execute(f"TRUNCATE {name}".encode())
-            assert refused.value.sqlstate == "SH004"
-    operate.drive(timely.catalog_dsn, operation, "aborted")
-    with timely.shard("s1") as connection:
-        connection.execute(f"TRUNCATE {leaf}".encode())
 
 
 # ---------------------------------------------------------------- the same windows on both sides
@@ -230,7 +78,7 @@ def test_a_window_that_the_target_lacks_is_named_before_anything_is_made(timely:
     with timely.shard("s3") as connection:
         connection.execute(f"ALTER TABLE visits DETACH PARTITION {leaf}".encode())
     with pytest.raises(errors.PreflightFailed) as refused:
-        _start(timely, add="s3")
+        timely.start(add="s3")
     assert refused.value.facts["windows"] == {"public.visits": {leaf: {"s3": "missing"}}}
     [problem] = refused.value.facts["problems"]
     assert leaf in problem["found"]
@@ -239,7 +87,7 @@ def test_a_window_that_the_target_lacks_is_named_before_anything_is_made(timely:
 
 
 def test_a_window_lost_after_the_start_is_named_too(timely: Small) -> None:
-    operation = _start(timely, add="s3")
+    operation = timely.start(add="s3")
     with timely.shard("s3") as connection:
         connection.execute("ALTER TABLE visits DETACH PARTITION visits_p_before")
     with pytest.raises(errors.PreflightFailed, match="visits_p_before"):
@@ -262,11 +110,11 @@ def test_a_window_lost_after_the_start_is_named_too(timely: Small) -> None:
 
 
 def test_a_replica_identity_that_cannot_do_is_found(timely: Small) -> None:
-    leaf = _leaf_of(timely, "s1", timely.weeks[0])
+    leaf = timely.leaf_of("s1", timely.weeks[0])
     with timely.shard("s1") as connection:
         connection.execute(f"ALTER TABLE {leaf} REPLICA IDENTITY NOTHING".encode())
     with pytest.raises(errors.PreflightFailed) as refused:
-        _start(timely, add="s3")
+        timely.start(add="s3")
     assert [problem["fix"] for problem in refused.value.facts["problems"]] == [
         f"ALTER TABLE public.{leaf} REPLICA IDENTITY DEFAULT"
     ]
@@ -274,7 +122,7 @@ def test_a_replica_identity_that_cannot_do_is_found(timely: Small) -> None:
 
 def test_windows_that_a_tick_makes_meanwhile(timely: Small) -> None:
     """Made while the changes flow forward, and while they flow back: the target gets them first, and nothing is lost."""
-    operation = _start(timely, add="s3")
+    operation = timely.start(add="s3")
     operate.drive(timely.catalog_dsn, operation, "verified")
     seen: set[tuple[int, datetime]] = set()
     for weeks, goal in ((2, "verified"), (4, "switched")):
@@ -288,7 +136,7 @@ def test_windows_that_a_tick_makes_meanwhile(timely: Small) -> None:
             with psycopg.connect(timely.dsns[shard_map.route("users", key).shard], autocommit=True) as connection:
                 connection.execute("INSERT INTO visits VALUES (%s, %s, 9)", (key, at))
                 seen.add((key, at))
-        assert _leaf_of(timely, shard_map.route("users", 0).shard, at) != "visits_p_after"
+        assert timely.leaf_of(shard_map.route("users", 0).shard, at) != "visits_p_after"
         operate.verify(timely.catalog_dsn, operation)
     operate.drive(timely.catalog_dsn, operation, "reverted")
     assert _leaves(timely, "s1") == _leaves(timely, "s2") == _leaves(timely, "s3")
@@ -303,7 +151,7 @@ def test_retention_stands_still_while_rows_move(timely: Small) -> None:
         catalog.execute(
             'UPDATE shardwright.tables SET policy = policy || \'{"keep": "1 week"}\' WHERE policy IS NOT NULL'
         )
-    operation = _start(timely, add="s3")
+    operation = timely.start(add="s3")
     operate.drive(timely.catalog_dsn, operation, "verified")
     before = {name: set(_leaves(timely, name).values()) for name in timely.dsns}
     tick(timely.catalog_dsn)
@@ -320,8 +168,8 @@ def test_retention_stands_still_while_rows_move(timely: Small) -> None:
 
 def test_a_window_that_is_over_is_compared_right_after_its_copy(timely: Small, monkeypatch: pytest.MonkeyPatch) -> None:
     """Something changes the copy of a closed window before the changes begin to flow: noticed then and not hours later."""
-    operation = _start(timely, add="s3")
-    leaf = _leaf_of(timely, "s1", timely.weeks[1])
+    operation = timely.start(add="s3")
+    leaf = timely.leaf_of("s1", timely.weeks[1])
     original = layouts.is_over
     tampered: list[str] = []
 
@@ -356,8 +204,8 @@ def test_a_leaf_that_is_rewritten_under_the_copy_is_copied_again(
     timely: Small, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """VACUUM FULL of a leaf after the snapshot: the snapshot would find nothing there."""
-    operation = _start(timely, add="s3")
-    leaf = _leaf_of(timely, "s1", timely.weeks[1])
+    operation = timely.start(add="s3")
+    leaf = timely.leaf_of("s1", timely.weeks[1])
     original = layouts.is_over
     rewritten: list[str] = []
 
@@ -377,7 +225,7 @@ def test_a_leaf_that_is_rewritten_under_the_copy_is_copied_again(
 
 
 def test_a_difference_in_a_leaf_is_found(timely: Small) -> None:
-    operation = _start(timely, add="s3")
+    operation = timely.start(add="s3")
     operate.drive(timely.catalog_dsn, operation, "verified")
     with timely.shard("s3") as connection:
         connection.execute("SET session_replication_role = replica")
@@ -414,7 +262,7 @@ def test_many_leaves_need_few_locks(small: Small, monkeypatch: pytest.MonkeyPatc
             return done
 
         monkeypatch.setattr(module, name, counted)
-    operation = _start(small, add="s3")
+    operation = small.start(add="s3")
     operate.drive(small.catalog_dsn, operation, "switched")
     assert 0 < max(most.values()) <= 5, most
     monkeypatch.undo()

@@ -12,7 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.mutants.list import MUTANTS, Mutant
+from .list import MUTANTS
+from .mutant import Mutant
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mutants.list import MUTANTS, Mutant
+from mutants.list import MUTANTS
+from mutants.mutant import Mutant
 
 PACKAGE = Path(__file__).parents[2] / "python" / "shardwright"
 
