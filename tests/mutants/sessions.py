@@ -277,4 +277,44 @@ SESSIONS = (
         (("            os.dup2(ours.fileno(), connection.fileno(), inheritable=False)", "            pass"),),
         ("tests/integration/test_session_fork.py", "-k", "pg18"),
     ),
+    Mutant(
+        "what is prepared is not waited for",
+        "a value is released that a transaction in doubt has given to a row",
+        "session/unique_mending.py",
+        (("        self._wait_for_prepared()\n", ""),),
+        ("tests/integration/test_unique_mending.py", "-k", "pg18 and in_doubt"),
+    ),
+    Mutant(
+        "what looks wrong is taken for wrong",
+        "a value is released while its row is being written",
+        "session/unique_mending.py",
+        (("        stray = held - set(self._rows_of(held))\n", "        stray = held\n"),),
+        ("tests/integration/test_unique_mending.py", "-k", "pg18 and looked_at"),
+    ),
+    Mutant(
+        "rows are claimed for without being held",
+        "a value is put in for a row that has another one by then",
+        "session/unique_mending.py",
+        (
+            (
+                "        still = {Held(value, self._owner(key)) for value, key in session.execute(statement)} & set(suspects)\n",
+                "        still = set(suspects)\n",
+            ),
+        ),
+        ("tests/integration/test_unique_mending.py", "-k", "pg18 and while_it_is_used"),
+    ),
+    Mutant(
+        "a check that mends",
+        "looking changes the directory",
+        "session/unique_mending.py",
+        (("            if not self._mend:\n                raise _Undone\n", ""),),
+        ("tests/integration/test_unique_mending.py", "-k", "pg18 and there_before"),
+    ),
+    Mutant(
+        "rows of one owner with one value",
+        "a value that two rows have is not told",
+        "session/unique_mending.py",
+        (("            if count > 1 and one not in self._twins:", "            if False:"),),
+        ("tests/integration/test_unique_mending.py", "-k", "pg18 and one_owner"),
+    ),
 )

@@ -58,6 +58,7 @@ VERBS = {
     "shard": "Add, list and remove shards.",
     "keyspace": "Create and list keyspaces.",
     "table": "Register tables on every shard, adopt existing ones, list them.",
+    "unique": "Compare the directory of values that are unique over all shards with the rows, and mend it.",
     "route": "Tell which shard a key lives on.",
     "lint": "Tell what of an application's models and statements would be refused, or ask every shard.",
     "doctor": "Look for what is wrong or will be: connections that do not fit, shards that are not there.",

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shardwright import errors
+
+if TYPE_CHECKING:
+    from sqlalchemy import MetaData
 
 
 def import_named(path: str) -> Any:
@@ -40,4 +43,27 @@ def import_named(path: str) -> Any:
             f"module {module_name} cannot be imported: {type(error).__name__}: {said}",
             fix="run the command where `python -c 'import MODULE'` works",
         ) from error
+    return found
+
+
+def metadata_of(path: str) -> MetaData:
+    """The MetaData that MODULE:NAME is, or has.
+
+    Args:
+        path: MODULE:NAME.
+
+    Raises:
+        BadOption: it is none, or cannot be imported.
+    """
+    from sqlalchemy import MetaData
+
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise errors.BadOption(f"not MODULE:NAME: {path!r}", fix="such as app.models:Base or app.models:metadata")
+    found = import_named(path)
+    found = getattr(found, "metadata", found)
+    if not isinstance(found, MetaData):
+        raise errors.BadOption(
+            f"{path} is a {type(found).__name__}, not a MetaData", fix="name a MetaData or a declarative base"
+        )
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import time
 from contextlib import ExitStack
 from typing import Annotated
 
@@ -13,7 +12,8 @@ from shardwright import errors
 from shardwright.catalog import tables
 from shardwright.cli.app import DEFAULTS, Answer, Common
 from shardwright.cli.moments import asked_moment
-from shardwright.cli.output import Output, Part, Table
+from shardwright.cli.ongoing import Ongoing
+from shardwright.cli.output import Part, Table
 from shardwright.cli.reshard_drive import Interrupts
 from shardwright.cli.reshard_screen import size
 from shardwright.partition import split as splitting
@@ -79,6 +79,11 @@ def split(
         return Answer(made.to_json(), _planned(made), next_steps=[f"shardwright partition split {again}"])
     settings = Settings(workers, rows_per_second, verify, wait_for_snapshots)
     with Interrupts() as interrupts, ExitStack() as stack:
+        ongoing = Ongoing(common.output, stack)
+
+        def watch(shard: str, step: str, progress: Progress | None) -> None:
+            ongoing.tell(f"shard {shard}: {step}", _progress(progress) if progress is not None else "")
+
         done = splitting.split(
             dsn,
             schema,
@@ -87,7 +92,7 @@ def split(
             since=moment,
             settings=settings,
             drop_now=drop_now,
-            watch=_Screen(common.output, stack).tell,
+            watch=watch,
             on_progress=interrupts.check,
             patience=patience,
         )
@@ -104,27 +109,6 @@ def split(
         ],
         next_steps=[f"shardwright partition status --table {table}"],
     )
-
-
-class _Screen:
-    """What goes on: in place on a terminal, as lines on stderr in a pipe, not at all in JSON."""
-
-    def __init__(self, output: Output, stack: ExitStack) -> None:
-        self._output = output
-        self._renew = stack.enter_context(output.live()) if output.is_terminal and not output.as_json else None
-        self._said, self._at = "", 0.0
-
-    def tell(self, shard: str, step: str, progress: Progress | None) -> None:
-        text = f"shard {shard}: {step}" + (_progress(progress) if progress is not None else "")
-        if self._output.as_json:
-            return
-        if self._renew is not None:
-            self._renew(Answer(None, [text], next_steps=None))
-            return
-        now, what = time.monotonic(), f"{shard} {step}"
-        if what != self._said or now - self._at >= 2:
-            self._said, self._at = what, now
-            self._output.note(text)
 
 
 def _progress(progress: Progress) -> str:

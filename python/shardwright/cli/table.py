@@ -10,7 +10,7 @@ from cyclopts import App, Parameter
 from shardwright import errors
 from shardwright.catalog import adoption, forgetting, overview, table_file, tables
 from shardwright.cli.app import DEFAULTS, Answer, Common
-from shardwright.cli.modules import import_named
+from shardwright.cli.modules import metadata_of
 from shardwright.cli.output import Table
 from shardwright.routing.tables import Declaration
 
@@ -189,20 +189,4 @@ def read_declared(declared: str) -> MetaData | list[adoption.Wanted]:
     Raises:
         BadOption, BadDeclaration: it cannot be read.
     """
-    return table_file.read(_text(declared), declared) if declared.endswith(".toml") else _metadata(declared)
-
-
-def _metadata(path: str) -> MetaData:
-    """The MetaData that MODULE:NAME is, or has."""
-    from sqlalchemy import MetaData
-
-    module_name, _, attribute = path.partition(":")
-    if not module_name or not attribute:
-        raise errors.BadOption(f"not MODULE:NAME: {path!r}", fix="such as app.models:Base or app.models:metadata")
-    found = import_named(path)
-    found = getattr(found, "metadata", found)
-    if not isinstance(found, MetaData):
-        raise errors.BadOption(
-            f"{path} is a {type(found).__name__}, not a MetaData", fix="name a MetaData or a declarative base"
-        )
-    return found
+    return table_file.read(_text(declared), declared) if declared.endswith(".toml") else metadata_of(declared)
