@@ -11,15 +11,18 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from fix_servers import Dsns
+from fix_sessions import in_thread
 from fix_unique import People, Person, ready_with_people
 from shardwright import Cluster, engines
 from shardwright.catalog import maps, shards
 from shardwright.ids import Id
 from shardwright.reshard import operate
+from shardwright.session.unique_mending import compare, uniques_of
 
 pytestmark = [pytest.mark.newest_postgres, pytest.mark.slow, pytest.mark.timeout(240)]
 
 ADDRESSES = [f"{nth}@x" for nth in range(40)]
+[EMAIL] = uniques_of(Person.metadata)
 
 
 class Writer(threading.Thread):
@@ -93,6 +96,13 @@ class Writer(threading.Thread):
         assert self.failure is None
 
 
+def go_on(cluster: Cluster, writers: list[Writer]) -> None:
+    """Until each has written more; meanwhile nothing is wrong with the directory."""
+    assert not compare(cluster, EMAIL, mend=False).differs
+    for writer in writers:
+        writer.wait_for(5)
+
+
 def test_a_directory_moves_with_its_people(cluster_dsns: Any, seed: int) -> None:
     dsns: Dsns = cluster_dsns(3)
     two = Dsns(dsns.catalog, {name: dsns.shards[name] for name in ("s1", "s2")})
@@ -101,17 +111,18 @@ def test_a_directory_moves_with_its_people(cluster_dsns: Any, seed: int) -> None
         for writer in writers:
             writer.start()
         try:
-            for writer in writers:
-                writer.wait_for(5)
+            go_on(cluster, writers)
             with engines.connect_catalog(dsns.catalog, "test") as catalog:
                 shards.add_shard(catalog, "s3", dsns.shards["s3"])
                 operation = operate.start(catalog, operate.plan(catalog, add="s3"))
-            operate.drive(dsns.catalog, operation, "switched")
-            for writer in writers:
-                writer.wait_for(5)
+            operate.drive(dsns.catalog, operation, "verified")
+            go_on(cluster, writers)
+            with in_thread(lambda: [compare(cluster, EMAIL, mend=False) for _ in range(5)]) as compared:
+                operate.drive(dsns.catalog, operation, "switched")
+            assert [one for one in compared["result"] if one.differs] == []
+            go_on(cluster, writers)
             operate.drive(dsns.catalog, operation, "done")
-            for writer in writers:
-                writer.wait_for(5)
+            go_on(cluster, writers)
         finally:
             for writer in writers:
                 writer.stop.set()
