@@ -21,8 +21,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # What is compiled into the extension. Python files are used where they are.
 SOURCES := pyproject.toml $(wildcard Cargo.*) $(shell find rust migrations -type f)
-# Two at a time: most tests wait for a server. Say WORKERS=0 to see them one after the other.
-WORKERS ?= 2
+# Three at a time, on two cores too: most tests wait for a server. Say WORKERS=0 to see them one after the other.
+WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: help demo demo-partitions example pitches guestbook test test-all test-oldest check gates bench wheel mutants docs fmt clean

@@ -15,6 +15,8 @@ from shardwright.routing.multirange import INT8_MAX, INT8_MIN, Multirange
 from shardwright.routing.shard_map import Keyspace, Range, ShardMap
 from shardwright.servers import Endpoint
 
+pytestmark = pytest.mark.newest_postgres
+
 # Mostly small, so that pieces overlap and touch; the ends of int8 too.
 bounds = st.one_of(st.integers(-9, 9), st.sampled_from([INT8_MIN, INT8_MIN + 1, INT8_MAX - 1, INT8_MAX]), st.none())
 pieces = st.tuples(bounds, bounds).filter(lambda piece: None in piece or piece[0] < piece[1])

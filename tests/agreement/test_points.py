@@ -64,6 +64,7 @@ KEYS: dict[str, Callable[[random.Random], list[Any]]] = {
 }
 
 
+@pytest.mark.newest_postgres
 @pytest.mark.parametrize("key_type", KEYS)
 def test_random_keys_have_the_servers_points(server: Endpoint, rng: random.Random, key_type: str) -> None:
     keys = KEYS[key_type](rng)

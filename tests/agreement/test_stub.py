@@ -42,9 +42,14 @@ def test_stub_is_the_binary(tmp_path: Path) -> None:
     ("right", "wrong", "complaint"),
     [
         ("def fingerprint(text: str, /)", "def fingerprint(text: str, seed: int, /)", "fingerprint"),
-        ("def place(", "def placed(", "placed"),
-        ("def locate(self, key: object, /)", "def locate(self, /)", "locate"),
-        ("def points(keys: Iterable[Any], key_type: str, buckets: int, /) -> list[int]: ...", "", "points"),
+        pytest.param("def place(", "def placed(", "placed", marks=pytest.mark.slow),
+        pytest.param("def locate(self, key: object, /)", "def locate(self, /)", "locate", marks=pytest.mark.slow),
+        pytest.param(
+            "def points(keys: Iterable[Any], key_type: str, buckets: int, /) -> list[int]: ...",
+            "",
+            "points",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_broken_stub_is_found(tmp_path: Path, right: str, wrong: str, complaint: str) -> None:

@@ -17,6 +17,8 @@ from shardwright import errors
 from shardwright.catalog import models, snapshots
 from shardwright.partition import apply, split
 
+pytestmark = pytest.mark.newest_postgres
+
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 DECEMBER = datetime(2026, 12, 25, 12, tzinfo=UTC)
 STANDS = "SELECT count(*) FROM pg_trigger WHERE tgname = '~shardwright_snapshot'"

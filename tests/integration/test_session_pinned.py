@@ -368,6 +368,7 @@ def test_bad_keys_are_refused(shop: Shop) -> None:
             session.execute(sa.select(User).where(User.id == sa.bindparam("k")), {"k": key})
 
 
+@pytest.mark.every_driver(tasks="slow")
 def test_many_threads_share_small_pools(shop: Shop) -> None:
     cluster = shop.connect(pool_size=5, max_overflow=0)
     sessions = cluster.sessionmaker()
