@@ -6,10 +6,11 @@ Fixtures:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 import pytest
@@ -74,6 +75,35 @@ def ready_with_people(dsns: Dsns) -> Iterator[People]:
             keyspaces.create_keyspace(catalog, "values", key_type="text")
             models.register(catalog, Base.metadata)
         yield made
+
+
+class Writer(Protocol):
+    """A thread that writes people until it is stopped."""
+
+    #: set to stop it
+    stop: threading.Event
+    #: what it met
+    failure: BaseException | None
+
+    def start(self) -> None: ...
+    def join(self, timeout: float) -> None: ...
+    def is_alive(self) -> bool: ...
+
+
+@contextmanager
+def at_work(writers: Sequence[Writer]) -> Iterator[None]:
+    """While writers write; fails where one of them did."""
+    for writer in writers:
+        writer.start()
+    try:
+        yield
+    finally:
+        for writer in writers:
+            writer.stop.set()
+        for writer in writers:
+            writer.join(60)
+    assert [writer.failure for writer in writers] == [None] * len(writers)
+    assert not any(writer.is_alive() for writer in writers)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from fix_unique import People, Person
+from fix_unique import People, Person, at_work
 from shardwright import Cluster, engines, errors, sharded_by, unique_across_shards, unique_directory
 from shardwright.catalog import decisions, keyspaces, models, roster
 from shardwright.session import unique_mending
@@ -106,6 +106,38 @@ class Nick(Tables):
     number: sa.orm.Mapped[int | None] = sa.orm.mapped_column(sa.BigInteger, info=unique_across_shards())
 
 
+class MemberId(sa.types.TypeDecorator[str]):
+    """m7 for the application is 7 for the database."""
+
+    impl = sa.BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Any) -> int | None:
+        return None if value is None else int(value[1:])
+
+    def process_result_value(self, value: int | None, dialect: Any) -> str | None:
+        return None if value is None else f"m{value}"
+
+
+class Handle(sa.types.TypeDecorator[str]):
+    """Stored in lower case."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
+        return None if value is None else value.lower()
+
+
+class Member(Tables):
+    """Types of the application's own."""
+
+    __tablename__ = "members"
+    __table_args__ = ({"info": sharded_by("id", keyspace="users")},)
+    id: sa.orm.Mapped[str] = sa.orm.mapped_column(MemberId, primary_key=True, autoincrement=False)
+    handle: sa.orm.Mapped[str | None] = sa.orm.mapped_column(Handle, info=unique_across_shards())
+
+
 unique_directory(Tables.metadata, keyspace="values")
 
 
@@ -124,6 +156,22 @@ def test_rows_of_one_owner(people: People) -> None:
     assert values == [("7", "nicks.number", str(key)), ("8", "nicks.number", str(key))]
     # Addresses share the directory, and are another column's.
     assert counts(compare(cluster, EMAIL, mend=True)) == (0, 0, 0, 0)
+
+
+def test_types_of_the_application(people: People) -> None:
+    with engines.connect_catalog(people.dsns.catalog, "test") as catalog:
+        models.register(catalog, Tables.metadata)
+    cluster = people.connect()
+    [handle] = uniques_of(Tables.metadata, ["members.handle"])
+    old, new = keys_on(cluster, "s1", 1)[0], keys_on(cluster, "s2", 1)[0]
+    with cluster.sessionmaker(cross_shard="two_phase")() as session, session.begin():
+        session.add(Member(id=f"m{new}", handle="Ann"))
+    people.ask("s1", f"INSERT INTO members VALUES ({old}, 'bob') RETURNING 1")
+    assert counts(compare(cluster, handle, mend=True)) == (2, 1, 0, 0)
+    values = people.everywhere("SELECT value, owner FROM unique_values")
+    assert values == [("ann", str(new)), ("bob", str(old))]
+    people.ask("s1", "DELETE FROM members RETURNING 1")
+    assert counts(compare(cluster, handle, mend=True)) == (1, 0, 1, 0)
 
 
 @contextlib.contextmanager
@@ -193,17 +241,17 @@ def test_a_row_that_comes_while_its_value_is_looked_at(people: People, monkeypat
         cluster.map.route("values", "a@x").shard,
         f"INSERT INTO unique_values VALUES ('a@x', 'people.email', '{key}') RETURNING 1",
     )
-    look = unique_mending._Comparing._prepared_on
+    look = unique_mending._Comparing._prepared
     with prepared(people, "s1", f"INSERT INTO people (id, email) VALUES ({key}, 'a@x')") as commit:
         commits = iter([commit])
 
-        def look_and_commit(self: Any, shard: str) -> set[str]:
-            found = look(self, shard)
+        def look_and_commit(self: Any) -> set[tuple[str, str]]:
+            found = look(self)
             if found:
                 next(commits)()
             return found
 
-        monkeypatch.setattr(unique_mending._Comparing, "_prepared_on", look_and_commit)
+        monkeypatch.setattr(unique_mending._Comparing, "_prepared", look_and_commit)
         assert counts(compare(cluster, EMAIL, mend=True)) == (1, 0, 0, 0)
     assert people.check() == {"a@x": key}
 
@@ -246,21 +294,13 @@ def test_nothing_is_wrong_while_it_is_used(people: People, seed: int, monkeypatc
     keys = keys_on(cluster, "s1", 30) + keys_on(cluster, "s2", 30)
     write(people, cluster, {key: f"old {key}" for key in keys[::2]})
     writers = [Writer(cluster, keys[nth::3], seed + nth) for nth in range(3)]
-    for writer in writers:
-        writer.start()
-    try:
+    with at_work(writers):
         first = compare(cluster, EMAIL, mend=True)
         assert first.missing > 0
         again = [compare(cluster, EMAIL, mend=nth % 2 == 0) for nth in range(6)]
         before = [writer.done for writer in writers]
         while any(writer.done < count + 5 and writer.is_alive() for writer, count in zip(writers, before, strict=True)):
             again.append(compare(cluster, EMAIL, mend=False))
-    finally:
-        for writer in writers:
-            writer.stop.set()
-        for writer in writers:
-            writer.join(60)
-    assert [writer.failure for writer in writers] == [None] * len(writers)
     assert [one for one in again if one.differs] == []
     people.check()
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from fix_servers import Dsns
 from fix_sessions import in_thread
-from fix_unique import People, Person, ready_with_people
+from fix_unique import People, Person, at_work, ready_with_people
 from shardwright import Cluster, engines
 from shardwright.catalog import maps, shards
 from shardwright.ids import Id
@@ -108,9 +108,7 @@ def test_a_directory_moves_with_its_people(cluster_dsns: Any, seed: int) -> None
     two = Dsns(dsns.catalog, {name: dsns.shards[name] for name in ("s1", "s2")})
     with ready_with_people(two) as people, people.connect() as cluster:
         writers = [Writer(cluster, seed + nth) for nth in range(3)]
-        for writer in writers:
-            writer.start()
-        try:
+        with at_work(writers):
             go_on(cluster, writers)
             with engines.connect_catalog(dsns.catalog, "test") as catalog:
                 shards.add_shard(catalog, "s3", dsns.shards["s3"])
@@ -123,13 +121,6 @@ def test_a_directory_moves_with_its_people(cluster_dsns: Any, seed: int) -> None
             go_on(cluster, writers)
             operate.drive(dsns.catalog, operation, "done")
             go_on(cluster, writers)
-        finally:
-            for writer in writers:
-                writer.stop.set()
-            for writer in writers:
-                writer.join(60)
-        assert [writer.failure for writer in writers] == [None] * len(writers)
-        assert not any(writer.is_alive() for writer in writers)
         with engines.connect_catalog(dsns.catalog, "test") as catalog:
             shard_map = maps.load_map(catalog)
         assert {one.shard for one in shard_map.ranges if one.keyspace == "values"} == {"s1", "s2", "s3"}

@@ -17,8 +17,9 @@ from sqlalchemy.sql.dml import Insert, Update, UpdateBase
 from sqlalchemy.types import TypeDecorator
 
 from shardwright import errors
-from shardwright.routing.clauses import DIALECT, core_of, is_clause, is_portable, plain
+from shardwright.routing.clauses import core_of, is_clause, is_portable, plain
 from shardwright.routing.sources import Bound, Either, Fixed, Given, Source
+from shardwright.routing.stored import as_stored
 from shardwright.routing.tables import Declaration
 from shardwright.routing.ties import Lookup, Ties
 
@@ -76,7 +77,7 @@ class Plan:
                 else:
                     found = _values(source, binds, values)
                 for value in found:
-                    yield keyspace, value if column is None else _as_stored(value, column)
+                    yield keyspace, value if column is None else as_stored(value, column)
 
 
 def _values(source: Source, binds: Sequence[elements.BindParameter[Any]], params: Mapping[str, Any]) -> Iterator[Any]:
@@ -110,12 +111,6 @@ def _values(source: Source, binds: Sequence[elements.BindParameter[Any]], params
 
 def _value_of(value: Any) -> Any:
     return value.effective_value if isinstance(value, elements.BindParameter) else value
-
-
-def _as_stored(value: Any, column: Column[Any]) -> Any:
-    """The value as the database gets it: the column's type is one of the application's."""
-    assert isinstance(column.type, TypeDecorator)
-    return column.type.process_bind_param(value, DIALECT) if value is not None else None
 
 
 class Planner:

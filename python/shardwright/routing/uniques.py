@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
-from sqlalchemy.types import TypeDecorator
 
 from shardwright import errors
+from shardwright.routing.stored import as_stored
 from shardwright.routing.tables import sharded_by
 
 _UNIQUE = "shardwright.unique_across_shards"
@@ -76,8 +75,7 @@ class Unique:
         Raises:
             BadKey: it is none that can be looked up: an SQL expression, or of a type that has several spellings.
         """
-        if isinstance(self.column.type, TypeDecorator) and value is not None:
-            value = self.column.type.process_bind_param(value, postgresql.dialect())  # type: ignore[no-untyped-call]
+        value = as_stored(value, self.column)
         if value is None or isinstance(value, str):
             return value
         if isinstance(value, (int, uuid.UUID)) and not isinstance(value, bool):

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from sqlalchemy.dialects import postgresql
-
 from shardwright import errors
 from shardwright.routing.aggregates import MERGED, Recipe
+from shardwright.routing.clauses import DIALECT
 from shardwright.routing.merging import Finish, Merging, OrderKey
 from shardwright.routing.shard_map import Route
 from shardwright.routing.statement import Params, Plan
@@ -30,7 +29,6 @@ _SAID = {
     "everywhere": "every shard",
     "refused": "refused",
 }
-_DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -244,9 +242,9 @@ def _read(cluster: Cluster, statement: Any, params: Params) -> tuple[Plan | None
 
 
 def _merge(statement: Any, merging: Merging) -> Merge:
-    compiled: Any = with_hidden(statement, merging.hidden).compile(dialect=_DIALECT)
+    compiled: Any = with_hidden(statement, merging.hidden).compile(dialect=DIALECT)
     names = [str(column.keyname) for column in compiled._result_columns]
-    hidden = [str(column.element.compile(dialect=_DIALECT)) for column in merging.hidden]
+    hidden = [str(column.element.compile(dialect=DIALECT)) for column in merging.hidden]
 
     def name(at: int) -> str:
         return hidden[at - merging.width] if at >= merging.width else names[at]
@@ -267,12 +265,12 @@ def _merge(statement: Any, merging: Merging) -> Merge:
 
 
 def _recipe(recipe: Recipe, finish: Finish) -> str:
-    said = " / ".join(str(finish.of[part].compile(dialect=_DIALECT)) for part in recipe.parts)
+    said = " / ".join(str(finish.of[part].compile(dialect=DIALECT)) for part in recipe.parts)
     return f"avg = {said}" if recipe.kind == "avg" else said
 
 
 def _told(expression: Any, made: Sequence[str]) -> str:
-    return re.sub(r"\bx(\d+)\b", lambda found: made[int(found[1])], str(expression.compile(dialect=_DIALECT)))
+    return re.sub(r"\bx(\d+)\b", lambda found: made[int(found[1])], str(expression.compile(dialect=DIALECT)))
 
 
 def _plain(key: Any) -> Any:

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import InstanceState, Mapper
 from sqlalchemy.sql import selectable
-from sqlalchemy.types import TypeDecorator
 
 from shardwright import errors
+from shardwright.routing.stored import as_stored
 from shardwright.routing.tables import Declaration
 
 Lookup = Callable[[selectable.TableClause], "Declaration | None"]
@@ -61,10 +60,7 @@ class MappedKey:
         Args:
             key: as the attribute has it.
         """
-        column = self.column
-        if column is not None and isinstance(column.type, TypeDecorator) and key is not None:
-            return column.type.process_bind_param(key, postgresql.dialect())  # type: ignore[no-untyped-call]
-        return key
+        return key if self.column is None else as_stored(key, self.column)
 
     def _default(self, state: InstanceState[Any]) -> Any:
         """The value of a default that is Python's; it is set, so that the same one is stored."""

@@ -17,9 +17,9 @@ from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.types import TypeDecorator
 
 from shardwright import errors
+from shardwright.routing.stored import as_read, as_stored
 from shardwright.routing.uniques import Unique, across_shards_of, owner_key, owner_text
 from shardwright.session.cluster import Cluster
 from shardwright.session.faults import LOCK_TIMEOUT, sqlstate_of
@@ -221,23 +221,22 @@ class _Comparing:
     def _wait_for_prepared(self) -> None:
         """Wait until every transaction on several shards that is prepared now has ended."""
         deadline = time.monotonic() + PATIENCE
-        waited_for: dict[str, set[str]] | None = None
-        while waited_for is None or any(waited_for.values()):
-            now = {shard: self._prepared_on(shard) for shard in self._cluster.map.shards()}
-            waited_for = now if waited_for is None else {shard: now[shard] & gids for shard, gids in waited_for.items()}
-            if not any(waited_for.values()):
-                return
+        left = self._prepared()
+        while left:
             if time.monotonic() > deadline:
-                raise errors.LockTimeout(
-                    f"transactions are in doubt on shard {', '.join(shard for shard, gids in waited_for.items() if gids)}",
-                    fix="shardwright tx recover",
-                )
+                shards = ", ".join(sorted({shard for shard, _ in left}))
+                raise errors.LockTimeout(f"transactions are in doubt on shard {shards}", fix="shardwright tx recover")
             # PostgreSQL tells nobody that a prepared transaction has ended.
             time.sleep(0.02)
+            left &= self._prepared()
 
-    def _prepared_on(self, shard: str) -> set[str]:
-        with self._cluster.engine(shard).connect() as connection:
-            return set(connection.scalars(_IN_DOUBT))
+    def _prepared(self) -> set[tuple[str, str]]:
+        """The parts of transactions on several shards that are prepared: shards and their names there."""
+        found: set[tuple[str, str]] = set()
+        for shard in self._cluster.map.shards():
+            with self._cluster.engine(shard).connect() as connection:
+                found.update((shard, gid) for gid in connection.scalars(_IN_DOUBT))
+        return found
 
     # ------------------------------------------------------------------ from the rows to the directory
 
@@ -249,7 +248,7 @@ class _Comparing:
 
         known = self._entries_of(rows)
         suspects = {one for one in rows if known.get(one.value) != one.owner}
-        self._each_shard(suspects, lambda one: (self._keyspace.name, self._key_of(one.owner)), claim)
+        self._each_shard(suspects, lambda one: (self._keyspace.name, self._stored_key(one.owner)), claim)
 
     def _look_for_twins(self, rows: set[Held]) -> None:
         """Two rows of one owner may have one value: the directory cannot tell them apart."""
@@ -283,18 +282,20 @@ class _Comparing:
         known = self._entries_of(rows)
         named = {Held(one.value, known[one.value]) for one in rows if one.value in known}
         stray = named - set(self._rows_of(named))
-        again = set()
-        for one in sorted(rows):
-            owner = known.get(one.value)
-            if owner is None or Held(one.value, owner) in stray:
+        again = {one for one in rows if one.value not in known}
+        for one in sorted(rows - again):
+            owner = known[one.value]
+            if Held(one.value, owner) not in stray:
+                if owner != one.owner:
+                    self._share(one.value, owner, one.owner)
+            elif self._mend:
                 again.add(one)
-            elif owner != one.owner:
-                self._share(one.value, owner, one.owner)
-        if not self._mend:
-            self._found.missing += len(again)
-        elif again:
-            # It has become free, or will be: by now, whoever had the value does not.
+            else:
+                self._found.missing += 1
+        if self._mend:
             self._look_at_entries(stray)
+        if again:
+            # Its value has become free since.
             self._look_at_rows(again)
 
     def _share(self, value: str, *owners: str) -> None:
@@ -356,14 +357,12 @@ class _Comparing:
 
     def _owner(self, key: Any) -> str:
         """The shard key of a row as the directory has it."""
-        type_ = self._key.type
-        if isinstance(type_, TypeDecorator):
-            key = type_.process_bind_param(key, postgresql.dialect())  # type: ignore[no-untyped-call]
-        return owner_text(key)
+        return owner_text(as_stored(key, self._key))
+
+    def _stored_key(self, owner: str) -> Any:
+        """The shard key of a row as the database has it."""
+        return owner_key(owner, self._keyspace.key_type)
 
     def _key_of(self, owner: str) -> Any:
         """The shard key of a row as its column takes it."""
-        key, type_ = owner_key(owner, self._keyspace.key_type), self._key.type
-        if isinstance(type_, TypeDecorator):
-            key = type_.process_result_value(key, postgresql.dialect())  # type: ignore[no-untyped-call]
-        return key
+        return as_read(self._stored_key(owner), self._key)
