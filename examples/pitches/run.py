@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import shlex
@@ -62,7 +63,7 @@ def serve(place: Path, port: int) -> None:
         print(f"\n{url}/docs shows and tries every call; {url}/pitches and {url}/genres ask all shards.")
         print(f"Give it a third shard meanwhile, in another terminal:\n\n  export SHARDWRIGHT_CATALOG={catalog}")
         print(f"  shardwright dev add-shard --dir {place}     # names the two commands that come next\n")
-        config = uvicorn.Config("app:app", app_dir=str(HERE), log_level="warning")
+        config = uvicorn.Config("app:app", log_level="warning")
         asyncio.run(uvicorn.Server(config).serve(sockets=[listening]))
 
 
@@ -150,4 +151,6 @@ def shardwright(*words: object, quietly: bool = False) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    # Ctrl-C ends it.
+    with contextlib.suppress(KeyboardInterrupt):
+        main()
